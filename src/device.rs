@@ -1,0 +1,178 @@
+//! A volume as a block device: what is advertised and which requests are
+//! allowed.
+//!
+//! Knows: bounds, alignment, read-only. Does not know: NBD's wire format and
+//! errnos (above), how a range is kept (below).
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::image::{Image, ImageError, Stats};
+
+/// The largest READ or WRITE that is served, in bytes: the kernel's and the
+/// NBD protocol's usual maximum.
+pub const MAX_REQUEST: u32 = 32 << 20;
+
+/// A volume that is served as a block device.
+#[derive(Debug, Clone)]
+pub struct Device {
+    image: Arc<dyn Image>,
+    size: u64,
+    block_size: u32,
+    read_only: bool,
+}
+
+/// A request that a device does not carry out.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum DeviceError {
+    /// The range does not lie within the device.
+    #[error("range {offset}+{length} lies outside the device of {size} bytes")]
+    OutOfRange {
+        /// First byte of the request.
+        offset: u64,
+        /// Length of the request in bytes.
+        length: u64,
+        /// Size of the device in bytes.
+        size: u64,
+    },
+    /// The range is not a multiple of the logical block size, or is longer than
+    /// [`MAX_REQUEST`].
+    #[error("request of {length} bytes at {offset} is misaligned or too long")]
+    Malformed {
+        /// First byte of the request.
+        offset: u64,
+        /// Length of the request in bytes.
+        length: u64,
+    },
+    /// A write to a read-only device.
+    #[error("the device is read-only")]
+    ReadOnly,
+    /// The volume failed.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+}
+
+impl Device {
+    /// A device over `image`. `block_size` is the logical block size in bytes, a
+    /// power of two from 512 to 4096. A size that is not a multiple of it is
+    /// rounded down, as the kernel does.
+    pub fn new(image: Arc<dyn Image>, block_size: u32, read_only: bool) -> Device {
+        let size = image.size() / u64::from(block_size) * u64::from(block_size);
+        Device {
+            image,
+            size,
+            block_size,
+            read_only,
+        }
+    }
+
+    /// Size in bytes, a multiple of the block size.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Logical block size in bytes.
+    pub fn block_size(&self) -> u32 {
+        self.block_size
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// Figures for `status`.
+    pub fn stats(&self) -> Stats {
+        self.image.stats()
+    }
+
+    /// Reads, as pieces in order whose lengths add up to `length`.
+    pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {
+        self.check_transfer(offset, u64::from(length))?;
+        Ok(self.image.read(offset, length).await?)
+    }
+
+    /// Writes; with `fua`, everything answered so far and this write are durable
+    /// when it returns.
+    pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check_transfer(offset, data.len() as u64)?;
+        self.image.write(offset, data).await?;
+        self.flush_if(fua).await
+    }
+
+    /// Makes the range read as zeros.
+    pub async fn write_zeroes(
+        &self,
+        offset: u64,
+        length: u64,
+        fua: bool,
+    ) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check(offset, length)?;
+        self.image.write_zeroes(offset, length).await?;
+        self.flush_if(fua).await
+    }
+
+    /// Says that the range's content is no longer needed.
+    pub async fn discard(&self, offset: u64, length: u64, fua: bool) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check(offset, length)?;
+        self.image.discard(offset, length).await?;
+        self.flush_if(fua).await
+    }
+
+    /// Makes everything durable that was answered before the call.
+    pub async fn flush(&self) -> Result<(), DeviceError> {
+        if self.read_only {
+            return Ok(());
+        }
+        Ok(self.image.flush().await?)
+    }
+
+    async fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {
+        if fua {
+            Ok(self.image.flush().await?)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Checks a WRITE before its payload is read: nothing may be allocated for
+    /// one that is refused.
+    pub fn check_write(&self, offset: u64, length: u32) -> Result<(), DeviceError> {
+        self.check_writable()?;
+        self.check_transfer(offset, u64::from(length))
+    }
+
+    fn check_writable(&self) -> Result<(), DeviceError> {
+        if self.read_only {
+            Err(DeviceError::ReadOnly)
+        } else {
+            Ok(())
+        }
+    }
+
+    fn check_transfer(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        if length > u64::from(MAX_REQUEST) {
+            return Err(DeviceError::Malformed { offset, length });
+        }
+        self.check(offset, length)
+    }
+
+    fn check(&self, offset: u64, length: u64) -> Result<(), DeviceError> {
+        let block = u64::from(self.block_size);
+        if length == 0 || !offset.is_multiple_of(block) || !length.is_multiple_of(block) {
+            return Err(DeviceError::Malformed { offset, length });
+        }
+        match offset.checked_add(length) {
+            Some(end) if end <= self.size => Ok(()),
+            _ => Err(DeviceError::OutOfRange {
+                offset,
+                length,
+                size: self.size,
+            }),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! A volume's content as one range of bytes.
+//!
+//! Knows: byte ranges, dirty data, the volume formats. Does not know: NBD,
+//! errnos, HTTP, devices. Each format is a module: [`objects`] is format 1.
+
+pub mod objects;
+
+use std::fmt;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::store::StoreError;
+
+/// A volume's bytes.
+///
+/// Offsets and lengths are in bytes and lie within [`Image::size`]; the caller
+/// has checked them. Every method may be called from many tasks at once; what
+/// overlaps in time has no order, what was answered before a call began is
+/// seen by it.
+#[async_trait]
+pub trait Image: Send + Sync + fmt::Debug {
+    /// The size in bytes.
+    fn size(&self) -> u64;
+
+    /// Reads `length` bytes, as pieces in order whose lengths add up to it.
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, ImageError>;
+
+    /// Writes; answered means seen by every later read, not durable.
+    async fn write(&self, offset: u64, data: Bytes) -> Result<(), ImageError>;
+
+    /// Makes the range read as zeros.
+    async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), ImageError>;
+
+    /// Says that the range's content is no longer needed. It may read as what
+    /// it was or as zeros afterwards.
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), ImageError>;
+
+    /// Makes everything durable that was answered before the call.
+    async fn flush(&self) -> Result<(), ImageError>;
+
+    /// Flushes, then waits until no request of ours can take effect any more
+    /// and stops all background work. Nothing may be called afterwards.
+    async fn close(&self) -> Result<(), ImageError>;
+
+    /// Figures for `status`.
+    fn stats(&self) -> Stats;
+}
+
+/// Figures of a running volume.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Stats {
+    /// Bytes answered and not yet durable.
+    pub dirty_bytes: u64,
+    /// Bytes of clean data held in memory.
+    pub cached_bytes: u64,
+}
+
+/// A request to an image that failed.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ImageError {
+    /// The store failed, for longer than the volume's `io_timeout`.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// What the store returned is not what a volume of this format holds.
+    #[error("{0}")]
+    Damaged(String),
+    /// The image was closed.
+    #[error("the volume is closed")]
+    Closed,
+}

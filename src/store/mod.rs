@@ -1,0 +1,156 @@
+//! Objects by name: the one interface between the volume formats and whatever
+//! keeps their bytes.
+//!
+//! Knows: object names, object bodies, a container's metadata, and which kinds
+//! of failure there are. Does not know: byte ranges of a device, dirty data,
+//! volume formats. HTTP is known to [`swift`] alone, files to [`dir`] alone.
+//!
+//! A store does one attempt; [`retry`] wraps another store and repeats.
+
+pub mod dir;
+pub mod memory;
+pub mod retry;
+pub mod swift;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+/// A container's own metadata: names in lower case without Swift's
+/// `X-Container-Meta-` prefix (`swiftnbd-version`), values as they are.
+pub type Metadata = BTreeMap<String, String>;
+
+/// One name in a listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The object's name.
+    pub name: String,
+    /// Its size in bytes, as the listing has it.
+    pub size: u64,
+}
+
+/// One container and the objects in it.
+///
+/// Names are UTF-8, at most 1024 bytes, with no empty, `.` or `..` part between
+/// slashes. Every method may be called from many tasks at once, except that a
+/// caller never has two writes (`put`, `delete`) of one name under way.
+#[async_trait]
+pub trait ObjectStore: Send + Sync + fmt::Debug {
+    /// The object's whole body, the newest version that can be reached, its
+    /// length and checksum verified. [`ErrorKind::NotFound`] if there is none.
+    async fn get(&self, name: &str) -> Result<Bytes, StoreError>;
+
+    /// Stores the object, replacing what was there. `Ok` means durable.
+    async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError>;
+
+    /// Deletes the object. An object that is absent already is a success.
+    async fn delete(&self, name: &str) -> Result<(), StoreError>;
+
+    /// Names after `after` and before `before` (both excluded, in byte order),
+    /// at most `limit` (1 to 10,000). A hint only: a listing may be stale.
+    async fn list(
+        &self,
+        after: &str,
+        before: &str,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError>;
+
+    /// The container's metadata. [`ErrorKind::NoContainer`] if it is not there.
+    async fn metadata(&self) -> Result<Metadata, StoreError>;
+
+    /// Sets these metadata keys and leaves the others alone; an empty value
+    /// removes its key.
+    async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError>;
+
+    /// Makes the container; one that exists already is a success.
+    async fn create(&self) -> Result<(), StoreError>;
+
+    /// Returns when no earlier request of this store can take effect any more.
+    async fn settle(&self);
+
+    /// How long after its sender died a request may still take effect. Zero
+    /// where it cannot outlive its sender.
+    fn linger(&self) -> Duration;
+}
+
+/// What a caller can do about a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// The object does not exist.
+    NotFound,
+    /// The container does not exist.
+    NoContainer,
+    /// The credentials are wrong, or may not do this.
+    Denied,
+    /// The quota is used up, or the store is full for this account.
+    Quota,
+    /// The store already holds a newer version; ours was not stored.
+    Superseded,
+    /// What was sent or received does not match its length or checksum.
+    Corrupt,
+    /// The store is there and cannot serve now: overload, rate limit, failed
+    /// nodes, an answer that did not come in time.
+    Unavailable,
+    /// No connection could be made.
+    Unreachable,
+    /// The store refused the request as such, or answered nonsense.
+    Invalid,
+}
+
+/// A request to a store that failed.
+///
+/// Carries no secret: neither tokens nor passwords nor URLs with user parts.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{operation} {target}: {detail}")]
+pub struct StoreError {
+    /// What the caller can do about it.
+    pub kind: ErrorKind,
+    /// The operation in the store's words: `PUT`, `GET`, `write`.
+    pub operation: &'static str,
+    /// `container/object`, or the container, or the URL of the authentication.
+    pub target: String,
+    /// What happened, for a person.
+    pub detail: String,
+    /// The store asked not to be called before this has passed.
+    pub retry_after: Option<Duration>,
+    /// The request may still take effect for this long after the failure was
+    /// noticed (its fate is unknown); zero where it certainly will not.
+    pub lingers: Duration,
+}
+
+impl StoreError {
+    /// A failure that leaves nothing behind.
+    pub fn new(
+        kind: ErrorKind,
+        operation: &'static str,
+        target: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> StoreError {
+        StoreError {
+            kind,
+            operation,
+            target: target.into(),
+            detail: detail.into(),
+            retry_after: None,
+            lingers: Duration::ZERO,
+        }
+    }
+
+    /// Whether trying again without somebody's help is pointless.
+    pub fn is_permanent(&self) -> bool {
+        match self.kind {
+            ErrorKind::NotFound
+            | ErrorKind::NoContainer
+            | ErrorKind::Denied
+            | ErrorKind::Quota
+            | ErrorKind::Invalid => true,
+            ErrorKind::Superseded
+            | ErrorKind::Corrupt
+            | ErrorKind::Unavailable
+            | ErrorKind::Unreachable => false,
+        }
+    }
+}
