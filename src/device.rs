@@ -131,6 +131,12 @@ impl Device {
         Ok(self.image.flush().await?)
     }
 
+    /// Makes everything durable, waits until no request of ours can take effect
+    /// any more, and stops. Nothing may be called afterwards.
+    pub async fn close(&self) -> Result<(), DeviceError> {
+        Ok(self.image.close().await?)
+    }
+
     async fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {
         if fua {
             Ok(self.image.flush().await?)

@@ -7,8 +7,10 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Exit status of the process; part of the command line's contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[repr(u8)]
 pub enum Exit {
     /// The command failed for a reason that no other status names.
@@ -25,27 +27,11 @@ pub enum Exit {
     Unreachable = 6,
 }
 
-impl Exit {
-    /// The status with this number, if there is one.
-    pub fn from_code(code: u8) -> Option<Exit> {
-        [
-            Exit::Failed,
-            Exit::Usage,
-            Exit::InUse,
-            Exit::NotFound,
-            Exit::Denied,
-            Exit::Unreachable,
-        ]
-        .into_iter()
-        .find(|exit| *exit as u8 == code)
-    }
-}
-
 /// A failure as it is shown to a person.
 ///
 /// `Display` prints `message: cause`, then, where there is something to do, an
 /// empty line and `hint: …`.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Error {
     /// The exit status that it leads to.
     pub exit: Exit,

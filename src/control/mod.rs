@@ -1,1 +1,113 @@
-//! To be written.
+//! The control plane: what the commands do.
+//!
+//! Knows: netlink, processes, `/sys`, `/run/swiftnbd`, signals. Does not know:
+//! how a volume keeps its bytes, or how requests are answered.
+//!
+//! - [`attach`] starts a [`daemon`] and waits until the device is ready.
+//! - [`daemon`] owns one device for as long as it is attached.
+//! - [`guardian`] is a second process that disconnects the device if the first
+//!   one dies.
+//! - [`detach`], [`status`]: ask the daemon through its socket in the
+//!   [`registry`].
+//! - [`serve`] serves volumes over NBD on a socket file.
+//! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
+
+pub mod attach;
+pub mod daemon;
+pub mod detach;
+pub mod explain;
+pub mod guardian;
+pub mod lease;
+pub mod logging;
+pub mod netlink;
+pub mod registry;
+pub mod serve;
+pub mod session;
+pub mod status;
+pub mod sysfs;
+pub mod volumes;
+
+use std::future::Future;
+
+use self::logging::Process;
+use crate::cli::{Cli, Command, Target};
+use crate::config::{Config, Volume};
+use crate::error::{Error, Exit, Result};
+
+/// Carries out a command line.
+pub fn run(cli: &Cli) -> Result<()> {
+    let process = match &cli.command {
+        Command::Daemon(_) => Process::Daemon,
+        Command::Serve(_) => Process::Foreground,
+        Command::Attach(args) if args.foreground => Process::Foreground,
+        _ => Process::Command,
+    };
+    if let Command::Daemon(args) = &cli.command {
+        return daemon::run_in_background(&cli.global, args);
+    }
+    logging::start(&cli.global, process)?;
+    if let Command::Detach(args) = &cli.command {
+        return detach::run(args);
+    }
+    if let Command::Status(args) = &cli.command {
+        return status::run(args);
+    }
+    let config = Config::load(&cli.global.sources())?;
+    for note in config.notes() {
+        tracing::warn!("{note}");
+    }
+    match &cli.command {
+        Command::Setup(args) => volumes::setup(&config, args),
+        Command::List(args) => volumes::list(&config, args),
+        Command::Lock(args) => volumes::lock(&config, args),
+        Command::Unlock(args) => volumes::unlock(&config, args),
+        Command::Attach(args) if args.foreground => daemon::run_in_foreground(&config, args),
+        Command::Attach(args) => attach::run(&cli.global, &config, args),
+        Command::Serve(args) => serve::run(&config, args),
+        Command::Detach(_) | Command::Status(_) | Command::Daemon(_) => Ok(()),
+    }
+}
+
+/// Runs a command's requests to a store.
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
+        // No memory or no descriptors: nothing can be done, and nothing was begun.
+        Err(error) => {
+            eprintln!("swiftnbd: cannot start: {error}");
+            std::process::exit(i32::from(Exit::Failed as u8));
+        }
+    }
+}
+
+/// Refuses what only root can do, before anything is touched.
+fn require_root(doing: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(Error::new(Exit::Denied, format!("{doing} needs root")).hint("run it with sudo"))
+}
+
+/// The entry of a target that is attached here.
+fn find(target: &Target) -> Result<registry::Entry> {
+    let found = match target {
+        Target::Device(device) => registry::entry(*device),
+        Target::Name(name) => registry::entries().into_iter().find(|entry| entry.volume == *name),
+    };
+    found.ok_or_else(|| {
+        let what = match target {
+            Target::Device(device) => format!("{device} is not attached by swiftnbd"),
+            Target::Name(name) => format!("volume {name} is not attached on this machine"),
+        };
+        Error::new(Exit::NotFound, what).hint("`swiftnbd status` shows what is attached")
+    })
+}
+
+/// Where a volume is attached by a living daemon.
+fn attached(volume: &Volume) -> Option<registry::Entry> {
+    registry::entries().into_iter().find(|entry| {
+        entry.volume == volume.name
+            && entry.container == volume.container
+            && entry.nbd_device().is_some_and(|device| registry::Client::connect(device).is_ok())
+    })
+}

@@ -1,0 +1,129 @@
+//! `attach`, the part that the user waits for: it starts the daemon as a process
+//! of its own and passes on what that says, until the device is ready.
+//!
+//! The daemon is this program started anew: it shares no memory, no threads and
+//! no descriptors with the caller but one pipe, its stdout, on which it reports.
+
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use serde::{Deserialize, Serialize};
+
+use super::{require_root, sysfs};
+use crate::cli::{Attach, Global};
+use crate::config::{Config, NbdDevice, Volume};
+use crate::error::{Error, Exit, Result};
+
+/// The hidden verb that a daemon is started with.
+pub const DAEMON_VERB: &str = "__daemon";
+
+/// The longest report, in bytes.
+const MAX_REPORT: u64 = 64 << 10;
+
+/// What a daemon says before it is on its own, a line of JSON each.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Report {
+    /// Something takes time; a sentence.
+    Notice(String),
+    /// The device is ready.
+    Ready(String),
+    /// It is not, and will not be.
+    Failed(Error),
+}
+
+/// Attaches in the background and prints the device.
+pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
+    require_root("attach")?;
+    let volume = config.volume(&args.name)?;
+    sysfs::ensure_driver()?;
+    if let Some(device) = wanted_device(&volume, args) {
+        check_free(device)?;
+    }
+    let mut daemon = Command::new("/proc/self/exe")
+        .arg0("swiftnbd")
+        .args(arguments(global, args))
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| Error::failed(format!("cannot start the daemon: {error}")))?;
+    let Some(reports) = daemon.stdout.take() else {
+        return Err(Error::failed("cannot start the daemon: it has no pipe"));
+    };
+    let mut reports = BufReader::new(reports);
+    loop {
+        let mut line = String::new();
+        let read = (&mut reports).take(MAX_REPORT).read_line(&mut line);
+        let report = read.ok().and_then(|_| serde_json::from_str(&line).ok());
+        match report {
+            Some(Report::Notice(notice)) => eprintln!("swiftnbd: {notice}"),
+            Some(Report::Ready(device)) => {
+                println!("{device}");
+                return Ok(());
+            }
+            Some(Report::Failed(error)) => return Err(error),
+            None => {
+                let how = match daemon.wait() {
+                    Ok(status) => status.to_string(),
+                    Err(error) => error.to_string(),
+                };
+                return Err(Error::failed(format!(
+                    "volume {}: the daemon died before the device was ready ({how})",
+                    args.name
+                ))
+                .hint("its log may say more: syslog, or the file of --log-file"));
+            }
+        }
+    }
+}
+
+/// The device that was asked for, on the command line or in the configuration.
+pub fn wanted_device(volume: &Volume, args: &Attach) -> Option<NbdDevice> {
+    args.device.or(volume.device)
+}
+
+/// Refuses a device that is not there or in use.
+pub fn check_free(device: NbdDevice) -> Result<()> {
+    if !sysfs::exists(device) {
+        return Err(Error::new(Exit::NotFound, format!("{device} does not exist"))
+            .hint("`modprobe nbd nbds_max=N` makes N devices; without DEVICE, a free one is taken"));
+    }
+    match sysfs::connected_by(device) {
+        None => Ok(()),
+        Some(pid) => {
+            let backend = sysfs::backend(device);
+            let what = backend.map_or(String::new(), |backend| format!(" for {backend}"));
+            Err(Error::new(
+                Exit::InUse,
+                format!("{device} is in use: process {pid} has connected it{what}"),
+            )
+            .hint("without DEVICE, a free one is taken"))
+        }
+    }
+}
+
+fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
+    let mut words: Vec<std::ffi::OsString> = vec![DAEMON_VERB.into(), args.name.clone().into()];
+    if let Some(device) = args.device {
+        words.push(device.path().into());
+    }
+    if args.read_only {
+        words.push("--read-only".into());
+    }
+    let files = [("--config", &global.config), ("--secrets", &global.secrets)];
+    for (option, path) in files.into_iter().chain([("--log-file", &global.log_file)]) {
+        if let Some(path) = path {
+            words.extend([option.into(), path.into()]);
+        }
+    }
+    if let Some(store) = &global.store {
+        words.extend(["--store".into(), store.into()]);
+    }
+    words.extend((0..global.verbose).map(|_| "-v".into()));
+    if global.syslog {
+        words.push("--syslog".into());
+    }
+    words
+}

@@ -1,0 +1,401 @@
+//! The daemon: owns one device from CONNECT to DISCONNECT.
+//!
+//! The order at the start: everything that can be refused without a trace; the
+//! guardian (while there is one thread); the lease; the volume; the transmission
+//! phase on our end of a socketpair; CONNECT with the other end; the device is
+//! opened once, so that the scan for partitions is over; registry; report.
+//!
+//! The order at the end, whoever asked for it: the device is held exclusively and
+//! its buffers are written out; FLUSH; DISCONNECT; the transmission phase ends;
+//! the volume closes (nothing of ours can take effect any more); the container is
+//! unlocked; the answer to whoever asked; the end of the process. Until DISCONNECT
+//! any failure leaves the device working.
+
+use std::future::pending;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
+use std::sync::Arc;
+use std::time::Duration;
+
+use nix::sys::socket::{setsockopt, sockopt};
+use tokio::net::UnixStream;
+use tokio::runtime::Runtime;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::{Instant, sleep};
+
+use super::attach::{Report, check_free, wanted_device};
+use super::guardian::Guardian;
+use super::lease::Lease;
+use super::logging::{self, Process};
+use super::netlink::{Connect, Nbd, NetlinkError};
+use super::registry::{self, Entry, unix_now};
+use super::session::Session;
+use super::{explain, require_root, sysfs};
+use crate::cli::{Attach, Global};
+use crate::config::{Config, NbdDevice, Volume, format_size};
+use crate::device::Device;
+use crate::error::{Error, Exit, Result};
+use crate::image::Image;
+use crate::image::objects::Limits as ImageLimits;
+use crate::nbd::transmission::{self, Ended, Limits, TransmissionError};
+use crate::nbd::wire::transmission_flags;
+use crate::stack;
+
+/// Logical block size of a volume in format 1, in bytes.
+const BLOCK_SIZE: u32 = 512;
+
+/// Socket buffers, in bytes: the kernel's driver does not cope well with partial
+/// sends, and large requests go through in one piece.
+const SOCKET_BUFFER: usize = 4 << 20;
+
+/// How long the kernel may take to show a connected device.
+const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Threads that answer requests. The work is copying and checksums; more would
+/// compete with whoever uses the device.
+const MOST_THREADS: usize = 8;
+
+/// Where the news of an attachment go until it is ready.
+#[derive(Debug)]
+pub enum Reporter {
+    /// To the process that the user waits for, on our stdout.
+    Pipe,
+    /// To the terminal.
+    Terminal,
+}
+
+impl Reporter {
+    fn notice(&self, text: &str) {
+        tracing::info!("{text}");
+        if matches!(self, Reporter::Pipe) {
+            let _ = self.send(&Report::Notice(text.to_owned()));
+        }
+    }
+
+    /// Fails if whoever waited has gone.
+    fn ready(&self, device: NbdDevice) -> std::io::Result<()> {
+        match self {
+            Reporter::Terminal => writeln!(std::io::stdout(), "{device}"),
+            Reporter::Pipe => self.send(&Report::Ready(device.to_string())),
+        }
+    }
+
+    fn send(&self, report: &Report) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", serde_json::to_string(report)?)?;
+        out.flush()
+    }
+}
+
+/// The background process of `attach`.
+pub fn run_in_background(global: &Global, args: &Attach) -> Result<()> {
+    leave_the_caller();
+    let mut reported = false;
+    let result = (|| {
+        logging::start(global, Process::Daemon)?;
+        let config = Config::load(&global.sources())?;
+        // The caller's directory was needed for relative paths only.
+        std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
+        attach_and_serve(&config, args, &Reporter::Pipe, &mut reported)
+    })();
+    if let Err(error) = &result {
+        tracing::error!("{}", error.message);
+        if !reported {
+            let _ = Reporter::Pipe.send(&Report::Failed(error.clone()));
+        }
+    }
+    result
+}
+
+/// `attach --foreground`.
+pub fn run_in_foreground(config: &Config, args: &Attach) -> Result<()> {
+    attach_and_serve(config, args, &Reporter::Terminal, &mut false)
+}
+
+/// Becomes a session of its own and closes every descriptor of the caller's but
+/// stdin, stdout and stderr, which `attach` has set.
+fn leave_the_caller() {
+    let _ = nix::unistd::setsid();
+    let numbers: Vec<i32> = std::fs::read_dir("/proc/self/fd")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    for number in numbers.into_iter().filter(|number| *number > 2) {
+        // Nothing of ours is open yet; the directory's own descriptor is closed
+        // already, which is the one error that comes here.
+        let _ = nix::unistd::close(number);
+    }
+}
+
+fn attach_and_serve(
+    config: &Config,
+    args: &Attach,
+    reporter: &Reporter,
+    reported: &mut bool,
+) -> Result<()> {
+    require_root("attach")?;
+    let mut volume = config.volume(&args.name)?;
+    volume.read_only |= args.read_only;
+    sysfs::ensure_driver()?;
+    let wanted = wanted_device(&volume, args);
+    wanted.map_or(Ok(()), check_free)?;
+    let guardian = Guardian::start()?;
+    let runtime = runtime()?;
+    let result = runtime.block_on(attach(&volume, wanted, guardian, reporter, reported));
+    // Whatever still runs (a fetch nobody waits for) must not delay the end.
+    runtime.shutdown_timeout(Duration::from_millis(100));
+    result
+}
+
+/// The runtime that a volume runs on.
+pub fn runtime() -> Result<Runtime> {
+    let threads = std::thread::available_parallelism().map_or(2, |cores| cores.get());
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(threads.clamp(2, MOST_THREADS))
+        .enable_all()
+        .build()
+        .map_err(|error| Error::failed(format!("cannot start: {error}")))
+}
+
+/// Opens a volume that is leased: waits until nothing of an earlier holder can
+/// take effect, and starts it.
+pub async fn open(
+    volume: &Volume,
+    lease: &Lease,
+    reporter: Option<&Reporter>,
+    live: Arc<dyn crate::store::ObjectStore>,
+) -> Result<Device> {
+    let least = ImageLimits::least_dirty(&lease.layout);
+    if volume.dirty < least {
+        return Err(Error::usage(format!(
+            "volume {}: dirty = \"{}\" is less than four of its objects take",
+            volume.name,
+            format_size(volume.dirty)
+        ))
+        .hint(format!("it must be at least {}", format_size(least))));
+    }
+    if !lease.pause.is_zero() {
+        let text = format!(
+            "volume {}: it was unlocked by hand a moment ago; waiting {} s for requests of its \
+             last holder that may still be on their way",
+            volume.name,
+            lease.pause.as_secs() + 1
+        );
+        match reporter {
+            Some(reporter) => reporter.notice(&text),
+            None => tracing::info!("{text}"),
+        }
+        sleep(lease.pause).await;
+    }
+    let image = stack::image(volume, live, lease.layout);
+    Ok(Device::new(image, BLOCK_SIZE, volume.read_only))
+}
+
+async fn attach(
+    volume: &Volume,
+    wanted: Option<NbdDevice>,
+    mut guardian: Guardian,
+    reporter: &Reporter,
+    reported: &mut bool,
+) -> Result<()> {
+    let container = stack::container(volume).map_err(|error| explain::store(volume, &error))?;
+    let careful = stack::for_command(Arc::clone(&container));
+    let live = stack::for_device(container, volume);
+    let lease = Lease::take(volume, careful, volume.read_only).await?;
+    let started = async {
+        let device = open(volume, &lease, Some(reporter), live).await?;
+        connect(volume, &lease, device, wanted, &mut guardian).await
+    };
+    let attachment = match started.await {
+        Ok(attachment) => attachment,
+        Err(error) => {
+            guardian.dismiss();
+            give_back(&lease).await;
+            return Err(error);
+        }
+    };
+    let number = attachment.number;
+    let session = match Session::start(&attachment) {
+        Ok(session) => session,
+        Err(error) => {
+            disconnect(&attachment.nbd, number).await;
+            guardian.dismiss();
+            give_back(&lease).await;
+            registry::remove(number);
+            return Err(error);
+        }
+    };
+    tracing::info!(device = %number, volume = volume.name, "attached");
+    if reporter.ready(number).is_err() {
+        tracing::warn!(device = %number, "whoever asked for it has gone: detaching");
+        session.leave();
+    }
+    *reported = true;
+    close_stdout(reporter);
+    let result = session.run(attachment, &lease).await;
+    guardian.dismiss();
+    registry::remove(number);
+    result
+}
+
+async fn give_back(lease: &Lease) {
+    if let Err(error) = lease.release().await {
+        tracing::error!("cannot unlock: {}", error.message);
+    }
+}
+
+/// The caller's pipe is not kept open: `$(swiftnbd attach …)` must return.
+fn close_stdout(reporter: &Reporter) {
+    if matches!(reporter, Reporter::Pipe)
+        && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
+    {
+        let _ = nix::unistd::dup2_stdout(null);
+    }
+}
+
+/// A connected device.
+#[derive(Debug)]
+pub struct Attachment {
+    /// The device.
+    pub number: NbdDevice,
+    /// What it serves.
+    pub device: Device,
+    /// The connection to the driver, which the device needs.
+    pub nbd: Arc<Nbd>,
+    /// The transmission phase; ends when the kernel lets go of the socket.
+    pub transmission: JoinHandle<std::result::Result<Ended, TransmissionError>>,
+    /// What the registry says of it.
+    pub entry: Entry,
+}
+
+async fn connect(
+    volume: &Volume,
+    lease: &Lease,
+    device: Device,
+    wanted: Option<NbdDevice>,
+    guardian: &mut Guardian,
+) -> Result<Attachment> {
+    let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
+    let (ours, kernels) = socket_pair()?;
+    let limits = Limits::default();
+    let transmission =
+        tokio::spawn(transmission::serve(ours, device.clone(), limits, pending::<()>()));
+    let backend = format!("swiftnbd:{}", volume.name);
+    let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
+    let ready = wait_until_ready(number, device.size()).await;
+    if let Err(error) = ready {
+        disconnect(&nbd, number).await;
+        return Err(error);
+    }
+    let entry = Entry {
+        device: number.to_string(),
+        volume: volume.name.clone(),
+        container: volume.container.clone(),
+        size: device.size(),
+        block_size: device.block_size(),
+        read_only: device.read_only(),
+        pid: std::process::id(),
+        since: unix_now(),
+        client: lease.client(),
+    };
+    Ok(Attachment { number, device, nbd: Arc::new(nbd), transmission, entry })
+}
+
+fn socket_pair() -> Result<(UnixStream, StdUnixStream)> {
+    let failed = |error: std::io::Error| Error::failed(format!("cannot make a socket: {error}"));
+    let (ours, kernels) = StdUnixStream::pair().map_err(failed)?;
+    for end in [ours.as_fd(), kernels.as_fd()] {
+        // As root the system's limit does not hold; if it does, it is only slower.
+        let _ = setsockopt(&end, sockopt::SndBufForce, &SOCKET_BUFFER);
+        let _ = setsockopt(&end, sockopt::RcvBufForce, &SOCKET_BUFFER);
+    }
+    ours.set_nonblocking(true).map_err(failed)?;
+    Ok((UnixStream::from_std(ours).map_err(failed)?, kernels))
+}
+
+/// Connects the device that was asked for, or one that is free. The guardian knows
+/// it before the kernel does.
+fn connect_any(
+    nbd: &Nbd,
+    device: &Device,
+    backend: &str,
+    kernels: StdUnixStream,
+    wanted: Option<NbdDevice>,
+    guardian: &mut Guardian,
+) -> Result<NbdDevice> {
+    let candidates = match wanted {
+        Some(device) => vec![device],
+        None => sysfs::free_devices(),
+    };
+    let mut connect = Connect {
+        index: None,
+        size: device.size(),
+        block_size: device.block_size(),
+        server_flags: transmission_flags(device),
+        backend,
+    };
+    for candidate in candidates {
+        guardian.guard(candidate, backend)?;
+        connect.index = Some(candidate.index());
+        match nbd.connect(&connect, kernels.as_fd()) {
+            Ok(_) => return Ok(candidate),
+            // Somebody else was faster: the next one, if any will do.
+            Err(NetlinkError::Refused(nix::errno::Errno::EBUSY)) if wanted.is_none() => {}
+            Err(error) => return Err(refused(candidate, &error)),
+        }
+    }
+    connect.index = None;
+    let made = nbd.connect(&connect, kernels.as_fd());
+    let made = made.map_err(|error| {
+        Error::new(Exit::InUse, format!("no nbd device is free: {error}"))
+            .hint("`swiftnbd status` shows what is attached; `modprobe nbd nbds_max=N` makes more")
+    })?;
+    let number = NbdDevice::new(made)
+        .ok_or_else(|| Error::failed(format!("the kernel made a device of number {made}")))?;
+    guardian.guard(number, backend)?;
+    Ok(number)
+}
+
+fn refused(device: NbdDevice, error: &NetlinkError) -> Error {
+    let exit = match error {
+        NetlinkError::Refused(nix::errno::Errno::EBUSY) => Exit::InUse,
+        NetlinkError::Refused(nix::errno::Errno::EPERM) => Exit::Denied,
+        _ => Exit::Failed,
+    };
+    Error::new(exit, format!("cannot connect {device}: {error}"))
+}
+
+/// Waits for the node and the size, and opens the device once: the kernel's scan
+/// for partitions runs at the first open, under a lock that stalls all others.
+async fn wait_until_ready(number: NbdDevice, size: u64) -> Result<()> {
+    sysfs::allow_large_requests(number);
+    let deadline = Instant::now() + READY_WITHIN;
+    while sysfs::size(number) != size || sysfs::check_node(number).is_err() {
+        if Instant::now() > deadline {
+            let why = match sysfs::check_node(number) {
+                Err(error) => error.to_string(),
+                Ok(()) => format!("its size is {} bytes, not {size}", sysfs::size(number)),
+            };
+            return Err(Error::failed(format!("{number} did not become ready: {why}")));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    let opened = spawn_blocking(move || std::fs::File::open(number.path()).map(drop)).await;
+    match opened {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Error::failed(format!("cannot open {number}: {error}"))),
+        Err(error) => Err(Error::failed(format!("cannot open {number}: {error}"))),
+    }
+}
+
+/// Has the kernel let go of the device.
+pub async fn disconnect(nbd: &Arc<Nbd>, number: NbdDevice) {
+    let nbd = Arc::clone(nbd);
+    // The kernel waits for its own threads here.
+    let done = spawn_blocking(move || nbd.disconnect(number.index())).await;
+    if let Ok(Err(error)) = done {
+        tracing::warn!(device = %number, %error, "cannot disconnect");
+    }
+}

@@ -1,0 +1,239 @@
+//! The kernel's nbd driver over generic netlink: CONNECT, DISCONNECT.
+//!
+//! Source: `include/uapi/linux/nbd-netlink.h` and `drivers/block/nbd.c`. The
+//! driver kills a device's sockets when the netlink socket that connected it
+//! closes (on the newest kernels): keep the [`Nbd`] as long as the device.
+
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use neli::consts::nl::NlmF;
+use neli::consts::socket::NlFamily;
+use neli::err::RouterError;
+use neli::genl::{AttrTypeBuilder, Genlmsghdr, GenlmsghdrBuilder, Nlattr, NlattrBuilder};
+use neli::nl::NlPayload;
+use neli::router::synchronous::NlRouter;
+use neli::types::{Buffer, GenlBuffer};
+use neli::utils::Groups;
+use neli::{Size, ToBytes, neli_enum};
+use nix::errno::Errno;
+
+/// `NBD_GENL_VERSION`.
+const VERSION: u8 = 1;
+
+/// Commands of the family `nbd`.
+#[neli_enum(serialized_type = "u8")]
+pub enum NbdCmd {
+    /// `NBD_CMD_CONNECT`
+    Connect = 1,
+    /// `NBD_CMD_DISCONNECT`
+    Disconnect = 2,
+}
+impl neli::consts::genl::Cmd for NbdCmd {}
+
+/// Attributes of those commands; `NBD_ATTR_*`.
+#[neli_enum(serialized_type = "u16")]
+pub enum NbdAttr {
+    /// u32
+    Index = 1,
+    /// u64
+    SizeBytes = 2,
+    /// u64
+    BlockSizeBytes = 3,
+    /// u64, seconds
+    Timeout = 4,
+    /// u64, the transmission flags of the NBD protocol
+    ServerFlags = 5,
+    /// u64
+    ClientFlags = 6,
+    /// nested
+    Sockets = 7,
+    /// u64, seconds
+    DeadConnTimeout = 8,
+    /// string
+    BackendIdentifier = 10,
+}
+impl neli::consts::genl::NlAttrType for NbdAttr {}
+
+/// What stands inside of [`NbdAttr::Sockets`]: `NBD_SOCK_ITEM`, and in it
+/// `NBD_SOCK_FD`.
+#[neli_enum(serialized_type = "u16")]
+pub enum NbdSock {
+    /// Both levels use 1: `NBD_SOCK_ITEM` (nested) and `NBD_SOCK_FD` (u32).
+    ItemOrFd = 1,
+}
+impl neli::consts::genl::NlAttrType for NbdSock {}
+
+/// A connection to the nbd driver.
+pub struct Nbd {
+    router: NlRouter,
+    family: u16,
+}
+
+/// What a device is connected with.
+#[derive(Debug, Clone)]
+pub struct Connect<'a> {
+    /// The device's number; the kernel chooses or makes one if there is none.
+    pub index: Option<u32>,
+    /// Size in bytes, a multiple of the block size.
+    pub size: u64,
+    /// Logical block size in bytes, a power of two from 512 to 4096.
+    pub block_size: u32,
+    /// The transmission flags of the NBD protocol.
+    pub server_flags: u16,
+    /// Names the backend; shown in `/sys/block/nbdN/backend`.
+    pub backend: &'a str,
+}
+
+/// Why the driver did not do what it was asked to.
+#[derive(Debug, thiserror::Error)]
+pub enum NetlinkError {
+    /// The kernel refused.
+    #[error("the kernel's nbd driver refused: {}", .0.desc())]
+    Refused(Errno),
+    /// There is no nbd driver, or netlink does not work.
+    #[error("cannot talk to the kernel's nbd driver: {0}")]
+    Broken(String),
+}
+
+type Attrs = GenlBuffer<NbdAttr, Buffer>;
+
+impl Nbd {
+    /// Finds the driver. The module must be loaded.
+    pub fn open() -> Result<Nbd, NetlinkError> {
+        let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
+        let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty())
+            .map_err(|error| broken(&error))?;
+        let family = router.resolve_genl_family("nbd").map_err(|error| broken(&error))?;
+        Ok(Nbd { router, family })
+    }
+
+    /// Gives a socket to the driver, and returns the device's number. One socket
+    /// and timeout 0: the driver waits for an answer as long as it takes. The
+    /// calling thread is the one that `/sys/block/nbdN/pid` shows.
+    pub fn connect(
+        &self,
+        connect: &Connect<'_>,
+        socket: BorrowedFd<'_>,
+    ) -> Result<u32, NetlinkError> {
+        let mut attrs = Attrs::new();
+        if let Some(index) = connect.index {
+            attrs.push(attr(NbdAttr::Index, index)?);
+        }
+        attrs.push(attr(NbdAttr::SizeBytes, connect.size)?);
+        attrs.push(attr(NbdAttr::BlockSizeBytes, u64::from(connect.block_size))?);
+        // Always sent: teardown does not reset what an earlier user had set.
+        attrs.push(attr(NbdAttr::Timeout, 0u64)?);
+        attrs.push(attr(NbdAttr::DeadConnTimeout, 0u64)?);
+        attrs.push(attr(NbdAttr::ServerFlags, u64::from(connect.server_flags))?);
+        attrs.push(attr(NbdAttr::ClientFlags, 0u64)?);
+        attrs.push(sockets(socket)?);
+        attrs.push(attr(NbdAttr::BackendIdentifier, connect.backend)?);
+        let index = self.call(NbdCmd::Connect, attrs)?;
+        index.or(connect.index).ok_or_else(|| {
+            NetlinkError::Broken("it did not say which device it connected".to_owned())
+        })
+    }
+
+    /// Disconnects a device. There is no busy check: what a file system on it has
+    /// not written is lost.
+    pub fn disconnect(&self, index: u32) -> Result<(), NetlinkError> {
+        let mut attrs = Attrs::new();
+        attrs.push(attr(NbdAttr::Index, index)?);
+        self.call(NbdCmd::Disconnect, attrs).map(drop)
+    }
+
+    /// Sends a command and waits for its end; the index that it answered, if any.
+    fn call(&self, command: NbdCmd, attrs: Attrs) -> Result<Option<u32>, NetlinkError> {
+        let message = GenlmsghdrBuilder::default()
+            .cmd(command)
+            .version(VERSION)
+            .attrs(attrs)
+            .build()
+            .map_err(|error| NetlinkError::Broken(error.to_string()))?;
+        let answers = self
+            .router
+            .send::<_, _, u16, Genlmsghdr<NbdCmd, NbdAttr>>(
+                self.family,
+                NlmF::ACK,
+                NlPayload::Payload(message),
+            )
+            .map_err(|error| NetlinkError::Broken(error.to_string()))?;
+        let mut index = None;
+        for answer in answers {
+            let answer = answer.map_err(explain)?;
+            if let Some(payload) = answer.get_payload() {
+                let handle = payload.attrs().get_attr_handle();
+                index = handle.get_attr_payload_as::<u32>(NbdAttr::Index).ok().or(index);
+            }
+        }
+        Ok(index)
+    }
+}
+
+impl std::fmt::Debug for Nbd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nbd").field("family", &self.family).finish_non_exhaustive()
+    }
+}
+
+fn attr<P: Size + ToBytes>(
+    kind: NbdAttr,
+    payload: P,
+) -> Result<Nlattr<NbdAttr, Buffer>, NetlinkError> {
+    let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
+    let kind = AttrTypeBuilder::default().nla_type(kind).build().map_err(|e| broken(&e))?;
+    NlattrBuilder::default().nla_type(kind).nla_payload(payload).build().map_err(|e| broken(&e))
+}
+
+/// `SOCKETS { SOCK_ITEM { SOCK_FD fd } }`.
+fn sockets(socket: BorrowedFd<'_>) -> Result<Nlattr<NbdAttr, Buffer>, NetlinkError> {
+    let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
+    let nested = |kind| {
+        AttrTypeBuilder::default()
+            .nla_type(kind)
+            .nla_nested(true)
+            .build()
+            .map_err(|error| broken(&error))
+    };
+    let fd = NlattrBuilder::default()
+        .nla_type(
+            AttrTypeBuilder::default()
+                .nla_type(NbdSock::ItemOrFd)
+                .build()
+                .map_err(|error| broken(&error))?,
+        )
+        .nla_payload(socket.as_raw_fd() as u32)
+        .build()
+        .map_err(|error| broken(&error))?;
+    let item = NlattrBuilder::default()
+        .nla_type(nested(NbdSock::ItemOrFd)?)
+        .nla_payload(Buffer::new())
+        .build()
+        .and_then(|item| Ok(item.nest(&fd)))
+        .map_err(|error| broken(&error))?
+        .map_err(|error| broken(&error))?;
+    let kind = AttrTypeBuilder::default()
+        .nla_type(NbdAttr::Sockets)
+        .nla_nested(true)
+        .build()
+        .map_err(|error| broken(&error))?;
+    NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(Buffer::new())
+        .build()
+        .and_then(|sockets| Ok(sockets.nest(&item)))
+        .map_err(|error| broken(&error))?
+        .map_err(|error| broken(&error))
+}
+
+fn explain<T: std::fmt::Debug, P: std::fmt::Debug>(error: RouterError<T, P>) -> NetlinkError
+where
+    RouterError<T, P>: std::fmt::Display,
+{
+    match &error {
+        RouterError::Nlmsgerr(refusal) => {
+            NetlinkError::Refused(Errno::from_raw(refusal.error().abs()))
+        }
+        _ => NetlinkError::Broken(error.to_string()),
+    }
+}

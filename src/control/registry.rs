@@ -1,0 +1,259 @@
+//! What is attached on this machine: `/run/swiftnbd`, one file and one control
+//! socket a device, one lock file a volume. Only root can read or write it.
+//!
+//! A control socket takes one request a connection, a line of JSON, and answers
+//! with one line. It is closed when the daemon ends, so whoever asked for a
+//! detach can wait for that.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use md5::{Digest, Md5};
+use nix::fcntl::{Flock, FlockArg};
+use serde::{Deserialize, Serialize};
+
+use crate::config::{Backend, NbdDevice, Volume, parse_device};
+use crate::error::{Error, Exit, Result};
+use crate::image::Stats;
+
+/// Where the registry is. Tests and containers give each machine its own by
+/// mounting something here.
+const DIRECTORY: &str = "/run/swiftnbd";
+
+/// The longest line on a control socket, in bytes.
+pub const MAX_LINE: u64 = 16 << 10;
+
+/// An attached device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// Its path.
+    pub device: String,
+    /// The volume's name.
+    pub volume: String,
+    /// The container that the volume is kept in.
+    pub container: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// The daemon's process id.
+    pub pid: u32,
+    /// When it was attached, in Unix seconds.
+    pub since: u64,
+    /// What the container's lock says while it is attached.
+    pub client: String,
+}
+
+/// A request on a control socket.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Figures, please.
+    Status,
+    /// Make all durable, disconnect, unlock, end. The caller holds the device.
+    Detach {
+        /// Give up what cannot be saved.
+        force: bool,
+        /// Give up waiting after so many seconds.
+        timeout: Option<u64>,
+    },
+}
+
+/// The answer to it.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Response {
+    /// To [`Request::Status`].
+    Status(Stats),
+    /// The device is detached; notes for the user.
+    Detached {
+        /// What was lost or left behind, a sentence each.
+        notes: Vec<String>,
+    },
+    /// It could not be done; the device goes on working.
+    Failed(Error),
+}
+
+/// The lock of a volume on this machine, held by its daemon. It closes the moment
+/// in which two processes of one machine could both find a container unlocked.
+#[derive(Debug)]
+pub struct VolumeLock(#[allow(dead_code, reason = "held for its lock")] Flock<File>);
+
+/// The registry's directory, made if need be.
+pub fn directory() -> Result<PathBuf> {
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY);
+    made.map_err(|error| refused(&format!("cannot make {DIRECTORY}"), &error))?;
+    Ok(PathBuf::from(DIRECTORY))
+}
+
+fn refused(doing: &str, error: &io::Error) -> Error {
+    let exit = match error.kind() {
+        io::ErrorKind::PermissionDenied => Exit::Denied,
+        _ => Exit::Failed,
+    };
+    Error::new(exit, format!("{doing}: {error}"))
+}
+
+/// The time, in Unix seconds.
+pub fn unix_now() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
+/// Takes a volume for this process.
+pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
+    let path = directory()?.join(format!("{}.lock", identity(volume)));
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .map_err(|error| refused(&format!("cannot open {}", path.display()), &error))?;
+    let mut text = String::new();
+    let _ = (&mut file).take(256).read_to_string(&mut text);
+    let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => lock,
+        Err(_) => {
+            return Err(Error::new(
+                Exit::InUse,
+                format!("volume {}: it is in use on this machine by {}", volume.name, text.trim()),
+            )
+            .hint("`swiftnbd status` shows what is attached"));
+        }
+    };
+    let holder =
+        crate::image::objects::meta::Holder::new(&host_name(), std::process::id(), unix_now());
+    let written = lock.set_len(0).and_then(|()| {
+        use std::os::unix::fs::FileExt;
+        lock.write_all_at(holder.to_string().as_bytes(), 0)
+    });
+    written.map_err(|error| refused(&format!("cannot write {}", path.display()), &error))?;
+    Ok(VolumeLock(lock))
+}
+
+/// This machine's name, as locks show it.
+pub fn host_name() -> String {
+    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    // Client is `host:pid@time`, at most 256 bytes, and Swift takes what a header
+    // may hold.
+    let clean = name.unwrap_or_default().replace(|c: char| !c.is_ascii_graphic() || c == '@', "-");
+    if clean.is_empty() { "unknown".to_owned() } else { clean.chars().take(64).collect() }
+}
+
+/// A name for the container that a volume is kept in, the same for every volume
+/// that is kept in it. Holds no secret.
+fn identity(volume: &Volume) -> String {
+    let place = match &volume.backend {
+        Backend::Dir(root) => {
+            format!("dir {}", root.canonicalize().unwrap_or(root.clone()).display())
+        }
+        Backend::Swift(account) => format!("swift {} {}", account.auth_url, account.username),
+    };
+    let digest = Md5::digest(format!("{place}\n{}", volume.container));
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl Entry {
+    /// The device's number, if the entry is whole.
+    pub fn nbd_device(&self) -> Option<NbdDevice> {
+        parse_device(&self.device).ok()
+    }
+
+    /// Writes the entry, whole or not at all.
+    pub fn write(&self, device: NbdDevice) -> Result<()> {
+        let path = entry_path(device)?;
+        let text = serde_json::to_string_pretty(self).map_err(|e| Error::failed(e.to_string()))?;
+        let new = path.with_extension("new");
+        let written = fs::write(&new, text).and_then(|()| fs::rename(&new, &path));
+        written.map_err(|error| refused(&format!("cannot write {}", path.display()), &error))
+    }
+}
+
+fn entry_path(device: NbdDevice) -> Result<PathBuf> {
+    Ok(directory()?.join(format!("nbd{}.json", device.index())))
+}
+
+/// The path of a device's control socket.
+pub fn socket_path(device: NbdDevice) -> Result<PathBuf> {
+    Ok(directory()?.join(format!("nbd{}.sock", device.index())))
+}
+
+/// Removes a device's entry and socket.
+pub fn remove(device: NbdDevice) {
+    for path in [entry_path(device), socket_path(device)].into_iter().flatten() {
+        if let Err(error) = fs::remove_file(&path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(path = %path.display(), %error, "cannot remove");
+        }
+    }
+}
+
+/// Everything that is registered, in the order of the devices' numbers.
+pub fn entries() -> Vec<Entry> {
+    let files = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let mut entries: Vec<Entry> = files
+        .filter(|file| file.path().extension().is_some_and(|extension| extension == "json"))
+        .filter_map(|file| read(&file.path()))
+        .collect();
+    entries.sort_by_key(|entry| entry.nbd_device().map(NbdDevice::index));
+    entries
+}
+
+/// The entry of a device.
+pub fn entry(device: NbdDevice) -> Option<Entry> {
+    read(&entry_path(device).ok()?)
+}
+
+fn read(path: &Path) -> Option<Entry> {
+    let mut text = String::new();
+    File::open(path).ok()?.take(MAX_LINE).read_to_string(&mut text).ok()?;
+    serde_json::from_str(&text).ok()
+}
+
+/// A connection to a daemon.
+#[derive(Debug)]
+pub struct Client {
+    stream: std::os::unix::net::UnixStream,
+}
+
+impl Client {
+    /// Connects to the daemon of a device. Fails if it is dead.
+    pub fn connect(device: NbdDevice) -> io::Result<Client> {
+        let path = socket_path(device).map_err(|error| io::Error::other(error.message))?;
+        let stream = std::os::unix::net::UnixStream::connect(path)?;
+        Ok(Client { stream })
+    }
+
+    /// Sends a request and waits for the answer, if `patience` is given no longer
+    /// than that.
+    pub fn ask(&mut self, request: &Request, patience: Option<Duration>) -> io::Result<Response> {
+        self.stream.set_read_timeout(patience)?;
+        let mut line = serde_json::to_string(request)?;
+        line.push('\n');
+        self.stream.write_all(line.as_bytes())?;
+        let mut answer = Vec::new();
+        let mut byte = [0];
+        while (answer.len() as u64) < MAX_LINE && self.stream.read(&mut byte)? == 1 {
+            if byte == *b"\n" {
+                return Ok(serde_json::from_slice(&answer)?);
+            }
+            answer.push(byte[0]);
+        }
+        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon ended without an answer"))
+    }
+
+    /// Waits until the daemon has ended.
+    pub fn wait_for_end(mut self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)?;
+        let mut rest = [0; 64];
+        while self.stream.read(&mut rest)? > 0 {}
+        Ok(())
+    }
+}

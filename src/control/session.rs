@@ -1,0 +1,323 @@
+//! The life of an attached device: requests on its control socket, signals, and
+//! the orderly end. [`daemon`](super::daemon) has the order of events.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{Notify, Semaphore, watch};
+use tokio::task::{JoinSet, spawn_blocking};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::daemon::{Attachment, disconnect};
+use super::lease::Lease;
+use super::netlink::Nbd;
+use super::registry::{self, MAX_LINE, Request, Response};
+use super::sysfs::{self, NotReleased};
+use crate::config::{NbdDevice, format_size};
+use crate::device::Device;
+use crate::error::{Error, Exit, Result};
+
+/// How long `detach --force` tries to save what it can, unless told.
+const FORCED_PATIENCE: Duration = Duration::from_secs(10);
+/// Between two attempts at what has to succeed in the end.
+const BETWEEN_TRIES: Duration = Duration::from_secs(1);
+/// Between two attempts to close a volume or to unlock a container.
+const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
+/// Control connections that are served at a time.
+const MAX_CLIENTS: usize = 16;
+/// How long a client may take to send its request, or to read the answer.
+const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A device's control socket and signals.
+#[derive(Debug)]
+pub struct Session {
+    shared: Arc<Shared>,
+    listener: UnixListener,
+    signals: [Signal; 2],
+    outcome: watch::Sender<Option<Vec<String>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    number: NbdDevice,
+    device: Device,
+    nbd: Arc<Nbd>,
+    /// Somebody wants the device to be detached as soon as nobody holds it.
+    leave: Notify,
+    /// What the end may not wait for any longer, once somebody forced it.
+    forced: watch::Sender<Option<Forced>>,
+    clients: Semaphore,
+}
+
+/// How patient the end is.
+#[derive(Debug, Clone, Copy)]
+struct Forced {
+    until: Instant,
+    /// Whether data may be given up; else only the unlocking.
+    give_up_data: bool,
+}
+
+impl Session {
+    /// Registers the device and listens. Within a tokio runtime.
+    pub fn start(attachment: &Attachment) -> Result<Session> {
+        let number = attachment.number;
+        let failed = |what: &str, error: std::io::Error| Error::failed(format!("{what}: {error}"));
+        let signals = [
+            signal(SignalKind::terminate()).map_err(|error| failed("signals", error))?,
+            signal(SignalKind::interrupt()).map_err(|error| failed("signals", error))?,
+        ];
+        registry::remove(number);
+        let path = registry::socket_path(number)?;
+        // The directory is root's alone.
+        let listener = UnixListener::bind(&path)
+            .map_err(|error| failed(&format!("cannot listen on {}", path.display()), error))?;
+        attachment.entry.write(number)?;
+        let shared = Shared {
+            number,
+            device: attachment.device.clone(),
+            nbd: Arc::clone(&attachment.nbd),
+            leave: Notify::new(),
+            forced: watch::Sender::new(None),
+            clients: Semaphore::new(MAX_CLIENTS),
+        };
+        let outcome = watch::Sender::new(None);
+        Ok(Session { shared: Arc::new(shared), listener, signals, outcome })
+    }
+
+    /// Detach as soon as nobody holds the device.
+    pub fn leave(&self) {
+        self.shared.leave.notify_one();
+    }
+
+    /// Serves until the kernel lets go of the device, then ends in order.
+    pub async fn run(mut self, attachment: Attachment, lease: &Lease) -> Result<()> {
+        let mut clients = JoinSet::new();
+        let mut transmission = attachment.transmission;
+        let mut leaving = JoinSet::new();
+        let [terminate, interrupt] = &mut self.signals;
+        let ended = loop {
+            tokio::select! {
+                ended = &mut transmission => break ended,
+                accepted = self.listener.accept() => match accepted {
+                    Ok((stream, _)) => {
+                        let (shared, outcome) = (Arc::clone(&self.shared), self.outcome.subscribe());
+                        clients.spawn(async move { shared.serve(stream, outcome).await });
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "control socket");
+                        sleep(BETWEEN_TRIES).await;
+                    }
+                },
+                Some(_) = clients.join_next() => {}
+                Some(_) = leaving.join_next() => {}
+                Some(()) = terminate.recv() => self.shared.leave.notify_one(),
+                Some(()) = interrupt.recv() => self.shared.leave.notify_one(),
+                () = self.shared.leave.notified() => {
+                    if leaving.is_empty() {
+                        let shared = Arc::clone(&self.shared);
+                        leaving.spawn(async move { shared.leave_when_released().await });
+                    }
+                }
+            }
+        };
+        let number = self.shared.number;
+        match ended {
+            Ok(Ok(how)) => tracing::info!(device = %number, ?how, "disconnected"),
+            Ok(Err(error)) => tracing::error!(device = %number, %error, "transmission failed"),
+            Err(error) => tracing::error!(device = %number, %error, "transmission died"),
+        }
+        if sysfs::connected_by(number) == Some(std::process::id()) {
+            disconnect(&self.shared.nbd, number).await;
+        }
+        let result = self.shared.end(lease).await;
+        let notes = match &result {
+            Ok(()) => Vec::new(),
+            Err(error) => vec![error.message.clone()],
+        };
+        self.outcome.send_replace(Some(notes));
+        let _ = timeout(CLIENT_PATIENCE, async { while clients.join_next().await.is_some() {} }).await;
+        result
+    }
+}
+
+impl Shared {
+    /// Serves one control connection; keeps it open until the process ends if it
+    /// asked for the end.
+    async fn serve(&self, mut stream: UnixStream, outcome: watch::Receiver<Option<Vec<String>>>) {
+        let Ok(_place) = self.clients.try_acquire() else { return };
+        let Ok(Some(request)) = timeout(CLIENT_PATIENCE, read_request(&mut stream)).await else {
+            return;
+        };
+        let response = match request {
+            Request::Status => Response::Status(self.device.stats()),
+            Request::Detach { force, timeout } => {
+                self.detach(&mut stream, force, timeout.map(Duration::from_secs), outcome).await
+            }
+        };
+        let Ok(mut line) = serde_json::to_vec(&response) else { return };
+        line.push(b'\n');
+        let _ = timeout(CLIENT_PATIENCE, stream.write_all(&line)).await;
+        if matches!(response, Response::Detached { .. }) {
+            // Its end tells the client that the process has ended.
+            std::mem::forget(stream);
+        }
+    }
+
+    /// Carries out a detach; the caller holds the device exclusively, unless it
+    /// forces.
+    async fn detach(
+        &self,
+        stream: &mut UnixStream,
+        force: bool,
+        patience: Option<Duration>,
+        mut outcome: watch::Receiver<Option<Vec<String>>>,
+    ) -> Response {
+        let patience = if force { patience.or(Some(FORCED_PATIENCE)) } else { patience };
+        let deadline = patience.map(|patience| Instant::now() + patience);
+        let mut gone = [0];
+        let flushed = tokio::select! {
+            flushed = self.flush_until(deadline) => flushed,
+            // The client gave up (or sent more than it should): so do we.
+            _ = stream.read(&mut gone) => Err(Error::failed("the client has gone")),
+        };
+        match flushed {
+            Err(error) if !force => return Response::Failed(error),
+            Err(error) => tracing::error!("detaching by force: {}", error.message),
+            Ok(()) => {}
+        }
+        self.forced.send_replace(deadline.map(|until| Forced { until, give_up_data: force }));
+        disconnect(&self.nbd, self.number).await;
+        let notes = outcome.wait_for(Option::is_some).await;
+        Response::Detached { notes: notes.ok().and_then(|notes| notes.clone()).unwrap_or_default() }
+    }
+
+    async fn flush_until(&self, deadline: Option<Instant>) -> Result<()> {
+        let flushed = match deadline {
+            Some(deadline) => timeout_at(deadline, self.device.flush()).await.ok(),
+            None => Some(self.device.flush().await),
+        };
+        let why = match flushed {
+            Some(Ok(())) => return Ok(()),
+            Some(Err(error)) => error.to_string(),
+            None => "the store did not take it in time".to_owned(),
+        };
+        let dirty = format_size(self.device.stats().dirty_bytes);
+        let message = format!("{}: {dirty} are not durable: {why}", self.number);
+        Err(Error::new(Exit::Unreachable, message)
+            .hint("the device goes on working; try again when the store does"))
+    }
+
+    /// Waits until nobody holds the device, keeping it durable meanwhile, and
+    /// disconnects it.
+    async fn leave_when_released(&self) {
+        let number = self.number;
+        let mut said = None;
+        loop {
+            let released = spawn_blocking(move || sysfs::release(number)).await;
+            let why = match released {
+                Ok(Ok(_released)) => match self.device.flush().await {
+                    Ok(()) => {
+                        disconnect(&self.nbd, number).await;
+                        return;
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Ok(Err(NotReleased::Held(who))) => {
+                    if let Err(error) = self.device.flush().await {
+                        tracing::error!(device = %number, %error, "cannot flush");
+                    }
+                    who
+                }
+                Ok(Err(NotReleased::Failed(error))) => error.to_string(),
+                Err(error) => error.to_string(),
+            };
+            if said.as_ref() != Some(&why) {
+                tracing::warn!(device = %number, "asked to end, and cannot yet: {why}");
+                said = Some(why);
+            }
+            sleep(BETWEEN_TRIES).await;
+        }
+    }
+
+    /// The device is disconnected: makes everything durable and gives the volume
+    /// back, however long it takes, unless somebody forced an end.
+    async fn end(&self, lease: &Lease) -> Result<()> {
+        let number = self.number;
+        let closed = self.persist("cannot store what is dirty", true, || async {
+            self.device.close().await.map_err(|error| Error::failed(error.to_string()))
+        });
+        if let Err(error) = closed.await {
+            let lost = format_size(self.device.stats().dirty_bytes);
+            return Err(Error::failed(format!(
+                "{number}: {lost} could not be stored and are lost ({}); the container stays \
+                 locked, because requests may still be on their way: `swiftnbd unlock` when the \
+                 store works again",
+                error.message
+            )));
+        }
+        let unlocked =
+            self.persist("cannot unlock the container", false, || async { lease.release().await });
+        unlocked.await.map_err(|error| {
+            Error::failed(format!(
+                "{number}: everything is durable, but the container is still locked: {}",
+                error.message
+            ))
+        })?;
+        tracing::info!(device = %number, "detached: everything is durable, the container unlocked");
+        Ok(())
+    }
+
+    /// Repeats until it succeeds, or until the end was forced and its time is up.
+    async fn persist<F, T>(&self, what: &str, data: bool, work: F) -> Result<()>
+    where
+        F: Fn() -> T,
+        T: Future<Output = Result<()>>,
+    {
+        let mut forced = self.forced.subscribe();
+        let give_up = async {
+            let limit = *match forced
+                .wait_for(|forced| forced.is_some_and(|forced| forced.give_up_data || !data))
+                .await
+            {
+                Ok(limit) => limit,
+                Err(_) => return std::future::pending().await,
+            };
+            match limit {
+                // Whatever time is left, one attempt is worth a moment.
+                Some(limit) => {
+                    tokio::time::sleep_until(limit.until.max(Instant::now() + BETWEEN_TRIES)).await;
+                }
+                None => std::future::pending().await,
+            }
+        };
+        let insist = async {
+            loop {
+                match work().await {
+                    Ok(()) => return Ok(()),
+                    Err(error) if error.exit == Exit::InUse => return Err(error),
+                    Err(error) => tracing::error!(device = %self.number, "{what}: {}", error.message),
+                }
+                sleep(BETWEEN_ENDINGS).await;
+            }
+        };
+        tokio::select! {
+            done = insist => done,
+            () = give_up => Err(Error::failed("there was no time left")),
+        }
+    }
+}
+
+async fn read_request(stream: &mut UnixStream) -> Option<Request> {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while (line.len() as u64) < MAX_LINE && stream.read(&mut byte).await.ok()? == 1 {
+        if byte == *b"\n" {
+            return serde_json::from_slice(&line).ok();
+        }
+        line.push(byte[0]);
+    }
+    None
+}
