@@ -1,1 +1,258 @@
-//! To be written.
+//! The command line's types only.
+//!
+//! Knows: verbs, arguments and their help. Does not know: what any of them
+//! does. Mistakes end in exit status 2, help and version in 0, both through
+//! [`clap::Error::exit`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{NbdDevice, Sources, parse_device, parse_duration, parse_name};
+
+pub use crate::config::parse_size;
+
+/// An OpenStack Swift container as a Linux block device.
+#[derive(Debug, Parser)]
+#[command(
+    name = "swiftnbd",
+    version,
+    propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
+    after_help = "\
+Example: a disk of 10 GiB, from nothing to a file system
+  swiftnbd setup mynbd0 --size 10G
+  D=$(swiftnbd attach mynbd0) && mkfs.ext4 $D && mount $D /mnt
+  umount /mnt && swiftnbd detach mynbd0
+
+Exit status: 0 done, 1 failed, 2 usage, 3 in use or locked, 4 not found,
+5 access refused, 6 Swift unreachable."
+)]
+pub struct Cli {
+    /// Options of every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that may stand before or after the verb.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// The configuration (TOML) [default: /etc/swiftnbd/swiftnbd.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// A secrets.conf of the original swiftnbd, instead of a configuration
+    #[arg(long, global = true, value_name = "FILE")]
+    pub secrets: Option<PathBuf>,
+    /// Where the volumes are, instead of Swift: dir:PATH
+    #[arg(long, global = true, value_name = "URL")]
+    pub store: Option<String>,
+    /// Say more; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+    /// Write the log to this file
+    #[arg(long, global = true, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Write the log to syslog
+    #[arg(long, global = true)]
+    pub syslog: bool,
+}
+
+impl Global {
+    /// Where the configuration comes from: these options, and the system.
+    pub fn sources(&self) -> Sources {
+        Sources {
+            config: self.config.clone(),
+            secrets: self.secrets.clone(),
+            store: self.store.clone(),
+            ..Sources::system()
+        }
+    }
+}
+
+/// The verbs.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Make a container a volume
+    Setup(Setup),
+    /// Attach a volume to a block device and print the device
+    Attach(Attach),
+    /// Detach a device; returns when all is durable and unlocked
+    Detach(Detach),
+    /// Show what is attached, and how it is doing
+    Status(Status),
+    /// List the volumes
+    List(List),
+    /// Lock a volume, so that nothing attaches it
+    #[command(after_help = "Example: swiftnbd lock mynbd0")]
+    Lock(Name),
+    /// Unlock a volume that a crash left locked
+    #[command(after_help = "Example: swiftnbd unlock mynbd0")]
+    Unlock(Name),
+    /// Serve volumes over NBD, exports by name, in the foreground
+    Serve(Serve),
+}
+
+/// Arguments of `setup`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples: both make a volume of 1 GiB
+  swiftnbd setup mynbd0 --size 1G
+  swiftnbd setup mynbd0 16384          # objects, of 64 KiB each
+Sizes take K, M, G, T and KiB, MiB, GiB, TiB; all are powers of two.")]
+pub struct Setup {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Its size as a number of objects
+    #[arg(
+        required_unless_present = "size",
+        conflicts_with = "size",
+        value_parser = clap::value_parser!(u64).range(1..)
+    )]
+    pub objects: Option<u64>,
+    /// Its size
+    #[arg(long, value_parser = parse_size)]
+    pub size: Option<u64>,
+    /// The size of an object [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub object_size: Option<u64>,
+    /// The format of the volume: 1
+    #[arg(long, value_parser = parse_format)]
+    pub format: Option<u8>,
+    /// The size of a block in bytes: 512
+    #[arg(long, value_name = "BYTES", value_parser = parse_block_size)]
+    pub block_size: Option<u32>,
+    /// Set it up again even if it is a volume already
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Arguments of `attach`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  D=$(swiftnbd attach mynbd0)          # any free device
+  swiftnbd attach mynbd0 /dev/nbd3 --read-only")]
+pub struct Attach {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The device [default: the configured one, else a free one]
+    #[arg(value_parser = parse_device)]
+    pub device: Option<NbdDevice>,
+    /// Allow no writes
+    #[arg(long)]
+    pub read_only: bool,
+    /// Stay in the foreground
+    #[arg(short, long)]
+    pub foreground: bool,
+}
+
+/// Arguments of `detach`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  swiftnbd detach mynbd0
+  swiftnbd detach /dev/nbd0 --timeout 60")]
+pub struct Detach {
+    /// The device, or the volume on it
+    #[arg(value_name = "DEVICE|NAME", value_parser = parse_target)]
+    pub target: Target,
+    /// Give up what cannot be saved, after saying what that is
+    #[arg(short, long)]
+    pub force: bool,
+    /// Wait no longer than this [default: as long as it takes]
+    #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
+    pub timeout: Option<Duration>,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example: swiftnbd status /dev/nbd0 --json")]
+pub struct Status {
+    /// The device, or the volume on it [default: all]
+    #[arg(value_name = "DEVICE|NAME", value_parser = parse_target)]
+    pub target: Option<Target>,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `list`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "Example: swiftnbd list --simple-output")]
+pub struct List {
+    /// A line a volume, as the original swiftnbd-ctl printed it
+    #[arg(short, long, conflicts_with = "json")]
+    pub simple_output: bool,
+    /// Print JSON, for scripts
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `lock` and `unlock`.
+#[derive(Debug, Clone, Args)]
+pub struct Name {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+}
+
+/// Arguments of `serve`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Example:
+  swiftnbd serve mynbd0 --unix /run/mynbd0.sock
+  nbdinfo 'nbd+unix:///mynbd0?socket=/run/mynbd0.sock'")]
+pub struct Serve {
+    /// The volumes [default: all that are configured]
+    #[arg(value_name = "NAME", value_parser = parse_name)]
+    pub names: Vec<String>,
+    /// Listen on this socket
+    #[arg(long, value_name = "PATH")]
+    pub unix: Option<PathBuf>,
+    /// Allow no writes
+    #[arg(long)]
+    pub read_only: bool,
+}
+
+/// An attachment, by its device or its volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// A device, whatever is on it.
+    Device(NbdDevice),
+    /// A volume, wherever it is attached.
+    Name(String),
+}
+
+/// A volume's name has no slash, so one decides.
+fn parse_target(text: &str) -> Result<Target, String> {
+    match text.contains('/') {
+        true => parse_device(text).map(Target::Device),
+        false => parse_name(text).map(Target::Name),
+    }
+}
+
+fn parse_format(text: &str) -> Result<u8, String> {
+    match text {
+        "1" => Ok(1),
+        "2" => Err("format 2 is not available in this version".into()),
+        _ => Err("the format is 1".into()),
+    }
+}
+
+fn parse_block_size(text: &str) -> Result<u32, String> {
+    match text {
+        "512" => Ok(512),
+        "4096" => {
+            Err("blocks of 4096 need format 2, which is not available in this version".into())
+        }
+        _ => Err("the block size is 512".into()),
+    }
+}

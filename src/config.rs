@@ -1,1 +1,356 @@
-//! To be written.
+//! TOML, the original's INI and the environment into one checked [`Config`].
+//!
+//! Knows: which files there are, which of several sources wins, defaults, and
+//! what a volume needs to be complete. Does not know: Swift, devices, or what
+//! the settings do. It reads files, and nothing else that is global: the
+//! variables of the environment come in through [`Sources`].
+//!
+//! What wins, from the first: `--store`; the volume's own section; `[swift]`
+//! (`[DEFAULT]` in the INI); `ST_AUTH`, `ST_USER` and `ST_KEY`.
+//!
+//! A mistake in a file is an error of the whole file. A volume that merely
+//! lacks something is an error of that volume alone, so that the others can be
+//! attached.
+
+mod file;
+mod ini;
+mod settings;
+mod toml_text;
+mod values;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::{Error, Exit, Result};
+use settings::{Key, Settings, Source, VolumeSettings};
+use values::{check_name, nearest, parse_store, quoted};
+
+pub use settings::{Login, Secret};
+pub use values::{NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size};
+
+/// Where the files are when the command line names none.
+const ETC_DIR: &str = "/etc/swiftnbd";
+
+/// Clean data kept in memory, in bytes, unless the volume says otherwise; the
+/// original's own limit.
+const DEFAULT_CACHE: u64 = 64 << 20;
+
+/// Data answered and not yet durable, in bytes, unless the volume says
+/// otherwise.
+const DEFAULT_DIRTY: u64 = 64 << 20;
+
+/// At most so many names are listed in a hint.
+const MAX_LISTED: usize = 8;
+
+/// Where a configuration comes from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    /// `--config`: a TOML file, instead of the default one.
+    pub config: Option<PathBuf>,
+    /// `--secrets`: an INI file of the original. Excludes `config`.
+    pub secrets: Option<PathBuf>,
+    /// `--store`: where all volumes are, whatever a file says.
+    pub store: Option<String>,
+    /// What the environment says; fills what the files leave out.
+    pub environment: Login,
+    /// Where the default files are.
+    pub etc_dir: PathBuf,
+}
+
+impl Sources {
+    /// No arguments, no environment, and the default files of `etc_dir`.
+    pub fn in_dir(etc_dir: impl Into<PathBuf>) -> Sources {
+        Sources {
+            config: None,
+            secrets: None,
+            store: None,
+            environment: Login::default(),
+            etc_dir: etc_dir.into(),
+        }
+    }
+
+    /// No arguments, the environment of this process, and `/etc/swiftnbd`.
+    pub fn system() -> Sources {
+        Sources {
+            environment: Login::from_environment(|name| std::env::var(name).ok()),
+            ..Sources::in_dir(ETC_DIR)
+        }
+    }
+}
+
+/// One volume with every setting decided.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// What the user calls it.
+    pub name: String,
+    /// The container that it is kept in.
+    pub container: String,
+    /// The device to attach it to, if one was chosen.
+    pub device: Option<NbdDevice>,
+    /// Whether the machine attaches it when it starts.
+    pub attach_at_boot: bool,
+    /// Whether it is never written.
+    pub read_only: bool,
+    /// Clean data in memory, in bytes: 1 MiB to 1 TiB.
+    pub cache: u64,
+    /// Data answered and not yet durable, in bytes: 1 MiB to 1 TiB.
+    pub dirty: u64,
+    /// How long a request waits for a failing store; `None`: for ever.
+    pub io_timeout: Option<Duration>,
+    /// What keeps its bytes.
+    pub backend: Backend,
+}
+
+/// What keeps the bytes of a volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backend {
+    /// A local directory that holds containers; an absolute path.
+    Dir(PathBuf),
+    /// A Swift account.
+    Swift(Account),
+}
+
+/// A Swift account and the credentials for it (v1 authentication). `Debug`
+/// shows the URL alone, as that of [`Login`] does.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Account {
+    /// `http://` or `https://`, without a user part, a query or a fragment.
+    pub auth_url: String,
+    /// `account:user`.
+    pub username: String,
+    /// The user's key.
+    pub password: Secret,
+}
+
+impl fmt::Debug for Account {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Account")
+            .field("auth_url", &self.auth_url)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which kind of file the settings are from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Toml,
+    Ini,
+    /// No file was read.
+    Nothing,
+}
+
+/// All that was configured, checked as far as one can without looking at a
+/// store.
+#[derive(Debug, Clone)]
+pub struct Config {
+    settings: Settings,
+    origin: Origin,
+    /// The file that was read, or that a user would write where none was.
+    file: PathBuf,
+    environment: Login,
+    /// `--store`.
+    store: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the files that `sources` names, or the default ones: the TOML
+    /// file, else the INI. With `--store` the default files are left alone,
+    /// and having no file at all is no error.
+    pub fn load(sources: &Sources) -> Result<Config> {
+        let store = sources.store.as_deref().map(parse_store).transpose();
+        let store = store.map_err(|why| {
+            Error::usage(format!("--store: {why}")).hint("for example --store dir:/srv/swiftnbd")
+        })?;
+        let default = sources.etc_dir.join("swiftnbd.toml");
+        let (origin, file, settings) = match (&sources.config, &sources.secrets) {
+            (Some(_), Some(_)) => {
+                return Err(Error::usage("--config and --secrets exclude each other"));
+            }
+            (Some(path), None) => (Origin::Toml, path.clone(), named(path, Origin::Toml)?),
+            (None, Some(path)) => (Origin::Ini, path.clone(), named(path, Origin::Ini)?),
+            (None, None) if store.is_some() => (Origin::Nothing, default, Settings::default()),
+            (None, None) => default_files(default, sources.etc_dir.join("secrets.conf"))?,
+        };
+        Ok(Config {
+            settings,
+            origin,
+            file,
+            environment: sources.environment.clone(),
+            store,
+        })
+    }
+
+    /// The volume of this name: one that is configured, or, where the account
+    /// is known for every volume, any other with the defaults.
+    /// [`Exit::NotFound`] if there is none.
+    pub fn volume(&self, name: &str) -> Result<Volume> {
+        check_name(name).map_err(|why| Error::usage(format!("volume {}: {why}", quoted(name))))?;
+        match self.settings.volumes.get(name) {
+            Some(settings) => self.resolve(name, settings),
+            None if self.takes_any_name() => self.resolve(name, &VolumeSettings::default()),
+            None => Err(self.no_volume(name)),
+        }
+    }
+
+    /// The names that are configured, in byte order.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.settings.volumes.keys().map(String::as_str)
+    }
+
+    /// Every volume that is configured, in the order of their names; fails if
+    /// one of them is not complete. [`Config::names`] with [`Config::volume`]
+    /// tells which.
+    pub fn volumes(&self) -> Result<Vec<Volume>> {
+        self.names().map(|name| self.volume(name)).collect()
+    }
+
+    /// What a person should know of the file although it is no error, for the
+    /// log.
+    pub fn notes(&self) -> &[String] {
+        &self.settings.notes
+    }
+
+    fn takes_any_name(&self) -> bool {
+        self.store.is_some()
+            || match self.origin {
+                Origin::Nothing => true,
+                Origin::Ini => false,
+                Origin::Toml => self.settings.every.is_some() || self.environment.is_complete(),
+            }
+    }
+
+    fn no_volume(&self, name: &str) -> Error {
+        let file = self.file.display();
+        let found = Error::new(
+            Exit::NotFound,
+            format!("volume {} is not in {file}", quoted(name)),
+        );
+        let mut names: Vec<&str> = self.names().take(MAX_LISTED + 1).collect();
+        if let Some(near) = nearest(name, self.names()) {
+            return found.hint(format!("did you mean '{near}'?"));
+        }
+        if names.is_empty() {
+            return found.hint("the file names no volume");
+        }
+        if names.len() > MAX_LISTED {
+            names[MAX_LISTED] = "…";
+        }
+        found.hint(format!("there are: {}", names.join(", ")))
+    }
+
+    fn resolve(&self, name: &str, settings: &VolumeSettings) -> Result<Volume> {
+        let backend = match self.store.as_ref().or(settings.store.as_ref()) {
+            Some(dir) => Backend::Dir(dir.clone()),
+            None => Backend::Swift(self.account(name, settings)?),
+        };
+        Ok(Volume {
+            name: name.to_owned(),
+            container: settings.container.as_deref().unwrap_or(name).to_owned(),
+            device: settings.device,
+            attach_at_boot: settings.attach_at_boot,
+            read_only: settings.read_only,
+            cache: settings.cache.unwrap_or(DEFAULT_CACHE),
+            dirty: settings.dirty.unwrap_or(DEFAULT_DIRTY),
+            io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
+            backend,
+        })
+    }
+
+    fn account(&self, name: &str, settings: &VolumeSettings) -> Result<Account> {
+        let login = match &self.settings.every {
+            Some(every) => settings.login.clone().or(every),
+            None => settings.login.clone(),
+        };
+        let login = login.or(&self.environment);
+        // What a file says was checked when it was read.
+        login.check().map_err(|(key, why)| {
+            Error::usage(format!(
+                "{} in the environment: {why}",
+                key.in_environment()
+            ))
+        })?;
+        match login {
+            Login {
+                auth_url: Some(auth_url),
+                username: Some(username),
+                password: Some(password),
+            } => Ok(Account {
+                auth_url,
+                username,
+                password,
+            }),
+            incomplete => Err(self.incomplete(name, &incomplete)),
+        }
+    }
+
+    /// Lists what is missing, and shows what to write and where.
+    fn incomplete(&self, name: &str, login: &Login) -> Error {
+        let key_name = match self.origin {
+            Origin::Ini => Key::in_ini,
+            Origin::Toml | Origin::Nothing => Key::in_toml,
+        };
+        let missing: Vec<Key> = Key::ALL.into_iter().filter(|k| !k.is_in(login)).collect();
+        let line = |key: &Key| match self.origin {
+            Origin::Ini => format!("    {} = {}\n", key.in_ini(), key.example()),
+            _ => format!("    {} = \"{}\"\n", key.in_toml(), key.example()),
+        };
+        let section = match self.origin {
+            Origin::Ini => format!("[{name}]"),
+            Origin::Toml | Origin::Nothing => "[swift]".to_owned(),
+        };
+        let lines: String = missing.iter().map(line).collect();
+        let variables: Vec<&str> = missing.iter().map(|key| key.in_environment()).collect();
+        let keys: Vec<&str> = missing.iter().map(|key| key_name(*key)).collect();
+        Error::usage(format!(
+            "volume '{name}': the Swift account is not complete: no {}",
+            keys.join(", no ")
+        ))
+        .hint(format!(
+            "write in {}\n\n    {section}\n{lines}\nor set {} in the environment",
+            self.file.display(),
+            variables.join(", ")
+        ))
+    }
+}
+
+/// The settings of a file that the user named.
+fn named(path: &Path, origin: Origin) -> Result<Settings> {
+    read(path, origin)?.ok_or_else(|| {
+        Error::new(Exit::NotFound, format!("{} does not exist", path.display()))
+            .hint("the file was named on the command line; is the path right?")
+    })
+}
+
+fn default_files(toml: PathBuf, ini: PathBuf) -> Result<(Origin, PathBuf, Settings)> {
+    if let Some(settings) = read(&toml, Origin::Toml)? {
+        return Ok((Origin::Toml, toml, settings));
+    }
+    match read(&ini, Origin::Ini)? {
+        Some(settings) => Ok((Origin::Ini, ini, settings)),
+        None => Ok((Origin::Nothing, toml, Settings::default())),
+    }
+}
+
+/// The settings of a file; `None` if it does not exist.
+fn read(path: &Path, origin: Origin) -> Result<Option<Settings>> {
+    let Some(text) = file::read(path)? else {
+        return Ok(None);
+    };
+    let source = Source {
+        path,
+        text: &text.body,
+    };
+    let settings = match origin {
+        Origin::Ini => ini::parse(source)?,
+        Origin::Toml | Origin::Nothing => toml_text::parse(source)?,
+    };
+    if text.world_readable && settings.holds_password() {
+        let path = path.display();
+        return Err(Error::usage(format!(
+            "{path} is readable by everyone and holds a password"
+        ))
+        .hint(format!("chmod 600 {path}")));
+    }
+    Ok(Some(settings))
+}
