@@ -96,6 +96,9 @@ pub enum Command {
     Unlock(Name),
     /// Serve volumes over NBD, exports by name, in the foreground
     Serve(Serve),
+    /// The process behind `attach`
+    #[command(name = crate::control::attach::DAEMON_VERB, hide = true)]
+    Daemon(Attach),
 }
 
 /// Arguments of `setup`.

@@ -12,11 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use swiftnbd::image::objects::layout::Layout;
 use swiftnbd::image::objects::{Limits, Objects};
 use swiftnbd::image::{Image, ImageError};
-use swiftnbd::store::memory::MemoryStore;
+use swiftnbd::store::memory::MemoryService;
 use swiftnbd::store::retry::{Permanent, Policy, Retry};
 use swiftnbd::store::{ErrorKind, ObjectStore};
 use support::fault::{FaultStore, Faults, LIFETIME};
@@ -118,7 +118,7 @@ impl Simulation {
     async fn run(seed: u64) {
         let mut rng = fastrand::Rng::with_seed(seed);
         let plan = Plan::new(&mut rng);
-        let memory = MemoryStore::new("volume");
+        let memory = MemoryService::new().store("volume");
         memory.create().await.unwrap();
         let simulation = Arc::new(Simulation {
             plan,
@@ -136,7 +136,7 @@ impl Simulation {
     fn open(&self, rng: &mut fastrand::Rng) -> Arc<Objects> {
         let policy =
             Policy { give_up_after: self.plan.give_up_after, permanent: Permanent::Wait };
-        let retry = Retry::new(Arc::new(self.store.clone()), policy, rng.u64(..));
+        let retry = Retry::new(Arc::new(self.store.clone()), policy, rng.fork());
         Arc::new(Objects::start(Arc::new(retry), self.plan.layout, self.plan.limits))
     }
 
@@ -255,7 +255,7 @@ impl Simulation {
     async fn read(&self, image: &Objects, first: usize, count: usize) -> Result<(), ImageError> {
         let length = (count as u64 * SECTOR) as u32;
         let pieces = image.read(first as u64 * SECTOR, length).await?;
-        let data: Vec<u8> = pieces.iter().flat_map(Bytes::iter).copied().collect();
+        let data: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
         assert_eq!(data.len(), length as usize);
         self.model.lock().unwrap().observe(first, &tags(&data));
         Ok(())
@@ -283,7 +283,7 @@ impl Simulation {
         for _ in 0..1000 {
             match image.read(0, self.plan.layout.size() as u32).await {
                 Ok(pieces) => {
-                    let data: Vec<u8> = pieces.iter().flat_map(Bytes::iter).copied().collect();
+                    let data: Vec<u8> = pieces.iter().flat_map(|piece| piece.to_vec()).collect();
                     return tags(&data);
                 }
                 Err(_) => assert!(self.plan.give_up_after.is_some()),

@@ -36,7 +36,6 @@ use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
-use crate::image::Image;
 use crate::image::objects::Limits as ImageLimits;
 use crate::nbd::transmission::{self, Ended, Limits, TransmissionError};
 use crate::nbd::wire::transmission_flags;
@@ -277,7 +276,7 @@ async fn connect(
     wanted: Option<NbdDevice>,
     guardian: &mut Guardian,
 ) -> Result<Attachment> {
-    let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
+    let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
     let (ours, kernels) = socket_pair()?;
     let limits = Limits::default();
     let transmission =
@@ -300,7 +299,7 @@ async fn connect(
         since: unix_now(),
         client: lease.client(),
     };
-    Ok(Attachment { number, device, nbd: Arc::new(nbd), transmission, entry })
+    Ok(Attachment { number, device, nbd, transmission, entry })
 }
 
 fn socket_pair() -> Result<(UnixStream, StdUnixStream)> {

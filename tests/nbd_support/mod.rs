@@ -224,7 +224,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     pub async fn assert_end(&mut self) {
         let mut rest = Vec::new();
         self.0.read_to_end(&mut rest).await.unwrap();
-        assert_eq!(rest, []);
+        assert!(rest.is_empty(), "{} bytes too many", rest.len());
     }
 }
 

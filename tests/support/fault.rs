@@ -251,7 +251,8 @@ impl ObjectStore for FaultStore {
     async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
         self.read_fault("GET", name).await?;
         let body = self.world.inner.get(name).await;
-        sleep(Duration::from_millis(self.world.rng.lock().unwrap().u64(0..20))).await;
+        let delay = self.world.rng.lock().unwrap().u64(0..20);
+        sleep(Duration::from_millis(delay)).await;
         body
     }
 
