@@ -363,6 +363,13 @@ async fn writes_of_a_client_that_vanished_are_completed() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stopped_stream_can_be_served_on() {
+    // Stopped within a header, within a payload, within a refused payload.
+    stop_and_serve_on(0, 10, OK).await;
+    stop_and_serve_on(0, 1000, OK).await;
+    stop_and_serve_on(1, 1000, EINVAL).await;
+}
+
+async fn stop_and_serve_on(offset: u64, cut: usize, expected: u32) {
     let image = TestImage::new(KEPT);
     let device = Device::new(image.clone(), 512, false);
     let (client, mut server) = duplex(64 << 10);
@@ -371,22 +378,22 @@ async fn a_stopped_stream_can_be_served_on() {
     let stopped = async {
         let _ = stopped.await;
     };
-    let payload = write(2, 0, &[2; 4096]);
+    let request = write(2, offset, &[2; 4096]);
     let part_one = async {
         // In flight, and a request of which only a part has come.
         client.send(&write(1, GATED, &[1; 512])).await;
-        client.send(&payload[..1000]).await;
+        client.send(&request[..cut]).await;
         settle().await;
         stop.send(()).unwrap();
         settle().await;
         // The rest of it, and one that is left to whoever serves on.
-        client.send(&payload[1000..]).await;
+        client.send(&request[cut..]).await;
         client.send(&write(3, 512, &[3; 512])).await;
-        assert_eq!(client.reply().await, (OK, 2));
+        assert_eq!(client.reply().await, (expected, 2));
         image.gate.add_permits(1);
         assert_eq!(client.reply().await, (OK, 1));
         settle().await;
-        assert_eq!(image.byte(512), 2);
+        assert_ne!(image.byte(512), 3);
     };
     let serving = serve(&mut server, device.clone(), Limits::default(), stopped);
     let (ended, ()) = tokio::join!(serving, part_one);
