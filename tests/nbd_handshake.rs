@@ -274,21 +274,29 @@ async fn a_client_may_leave() {
 
 #[tokio::test(start_paused = true)]
 async fn patience_ends() {
-    // Silent from the start, silent in the middle, and one byte a second.
+    // Silent.
     let (_client, handshake) = start(vec![export("a", false)]);
     let ended = handshake.await.unwrap();
     assert!(matches!(ended, Err(HandshakeError::Timeout)));
 
-    let (mut client, handshake) = greeted(3).await;
-    let option = option(GO, &go("a", &[]));
-    for byte in &option {
-        if client.0.write_all(&[*byte]).await.is_err() {
+    // One byte a second, and one option every three.
+    let (mut client, slow) = greeted(3).await;
+    let (mut talker, endless) = greeted(3).await;
+    for (second, byte) in option(GO, &go("a", &[])).iter().cycle().enumerate() {
+        let slow = client.0.write_all(&[*byte]).await;
+        let mut endless = Ok(());
+        if second % 3 == 0 {
+            endless = talker.0.write_all(&option(99, b"")).await;
+        }
+        if slow.is_err() && endless.is_err() {
             break;
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let ended = handshake.await.unwrap();
-    assert!(matches!(ended, Err(HandshakeError::Timeout)));
+    for handshake in [slow, endless] {
+        let ended = handshake.await.unwrap();
+        assert!(matches!(ended, Err(HandshakeError::Timeout)));
+    }
 }
 
 /// Volumes that take a minute to open; the second is held by somebody else.

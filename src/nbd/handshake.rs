@@ -1,7 +1,7 @@
 //! The handshake: which export a client gets, and what it may do with it.
 //!
 //! Fixed newstyle, without TLS and without structured replies. A client has
-//! [`PATIENCE`] and [`MAX_OPTIONS`] to choose; opening an export takes as long
+//! ten seconds and 64 options to choose; opening an export takes as long
 //! as it takes and is not counted. Nothing is read beyond the last option, so
 //! the transmission phase begins on the stream as it is.
 

@@ -145,8 +145,6 @@ struct Connection<S> {
     done_sender: mpsc::UnboundedSender<Answer>,
     outbox: Outbox,
     unflushed: bool,
-    /// The client does not listen any more: answers are dropped.
-    deaf: bool,
     /// The next request's boundary is the end.
     stopping: bool,
     /// Nothing is read any more; returned once nothing is in flight.
@@ -168,7 +166,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             done_sender,
             outbox: Outbox::default(),
             unflushed: false,
-            deaf: false,
             stopping: false,
             ending: None,
             complaints: Complaints::default(),
@@ -310,11 +307,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(failure) = &answer.failure {
             self.complaints.log(failure);
         }
-        if self.deaf {
-            self.in_flight.release(answer.reply.share);
-        } else {
-            self.outbox.push(answer.reply);
-        }
+        self.outbox.push(answer.reply);
     }
 
     /// Writes what is ready; true if anything changed.
@@ -379,8 +372,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         true
     }
 
+    /// The client does not listen any more: replies are dropped, these and, as
+    /// the stream goes on failing, those of what is still in flight.
     fn stop_writing(&mut self, error: io::Error) {
-        self.deaf = true;
         self.unflushed = false;
         let in_flight = &mut self.in_flight;
         self.outbox.clear(|share| in_flight.release(share));

@@ -7,6 +7,7 @@
 //!
 //! A store does one attempt; [`retry`] wraps another store and repeats.
 
+mod check;
 pub mod dir;
 pub mod memory;
 pub mod retry;
@@ -34,23 +35,30 @@ pub struct Listed {
 
 /// One container and the objects in it.
 ///
-/// Names are UTF-8, at most 1024 bytes, with no empty, `.` or `..` part between
-/// slashes. Every method may be called from many tasks at once, except that a
+/// Names are UTF-8, 1 to 1024 bytes, without NUL and with no empty, `.` or `..`
+/// part between slashes; anything else is [`ErrorKind::Invalid`], in every
+/// store. Every method may be called from many tasks at once, except that a
 /// caller never has two writes (`put`, `delete`) of one name under way.
+///
+/// A write whose future is dropped may take effect or not, for as long as
+/// [`linger`](ObjectStore::linger) says.
 #[async_trait]
 pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// The object's whole body, the newest version that can be reached, its
     /// length and checksum verified. [`ErrorKind::NotFound`] if there is none.
     async fn get(&self, name: &str) -> Result<Bytes, StoreError>;
 
-    /// Stores the object, replacing what was there. `Ok` means durable.
+    /// Stores the object, replacing what was there. `Ok` means durable. The
+    /// body is never empty: an object is written or deleted, and an empty body
+    /// is how some servers show a broken one.
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError>;
 
     /// Deletes the object. An object that is absent already is a success.
     async fn delete(&self, name: &str) -> Result<(), StoreError>;
 
-    /// Names after `after` and before `before` (both excluded, in byte order),
-    /// at most `limit` (1 to 10,000). A hint only: a listing may be stale.
+    /// Names after `after` and before `before` (both excluded, in byte order;
+    /// an empty one sets no bound), ascending, at most `limit` (1 to 10,000).
+    /// A hint only: a listing may be stale.
     async fn list(
         &self,
         after: &str,
@@ -62,7 +70,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     async fn metadata(&self) -> Result<Metadata, StoreError>;
 
     /// Sets these metadata keys and leaves the others alone; an empty value
-    /// removes its key.
+    /// removes its key. Keys are of `a-z`, `0-9` and `-`, at most 128 bytes;
+    /// values at most 256 bytes, without control characters or outer spaces.
     async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError>;
 
     /// Makes the container; one that exists already is a success.

@@ -1,1 +1,360 @@
-//! To be written.
+//! Repeats what failed, until it succeeds or a time limit ends it.
+//!
+//! Knows: which failures pass by themselves, how long to pause, and which
+//! earlier writes may still take effect. Does not know: what kind of store it
+//! wraps, volumes.
+//!
+//! # Which failures
+//! | kind | [`Permanent::Fail`] | [`Permanent::Wait`] |
+//! |---|---|---|
+//! | `NotFound` of a `get` | returned | returned |
+//! | `Corrupt` of a read | 3 more attempts | 3 more attempts |
+//! | `NoContainer`, `Denied`, `Quota`, `Invalid` | returned | repeated |
+//! | everything else | repeated | repeated |
+//!
+//! Names, bodies and limits that no store takes are refused before anything is
+//! sent, so that they never wait.
+//!
+//! # Which order
+//! A write of unknown fate puts its name in quarantine: the next call that
+//! writes that name waits until the earlier one can no longer take effect. The
+//! attempts within one call send the same bytes, so they need not wait. A call
+//! that is dropped, or ended by its time limit, leaves a write of unknown fate
+//! too. The metadata counts as one name of its own.
+
+mod outage;
+mod quarantine;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fastrand::Rng;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use self::outage::Outage;
+use self::quarantine::Quarantine;
+use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+
+/// The longest first pause.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// The longest pause; each is random between nothing and a bound that doubles
+/// from the first to this.
+const LAST_PAUSE: Duration = Duration::from_secs(10);
+/// A store may ask for a longer pause than this; it does not get it.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60);
+/// How often a damaged body is asked for again: another replica may be whole.
+const CORRUPT_RETRIES: u32 = 3;
+/// The quarantine's name for the metadata: no object has it.
+const METADATA: &str = "";
+
+/// What happens on failures that do not pass by themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Permanent {
+    /// They are returned at once.
+    Fail,
+    /// They are repeated like all others: somebody may mend the cause.
+    Wait,
+}
+
+/// How long a call goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// A whole call, its pauses and an attempt under way included, takes no
+    /// longer than this. `None`: for ever.
+    pub give_up_after: Option<Duration>,
+    /// What happens on failures that do not pass by themselves.
+    pub permanent: Permanent,
+}
+
+impl Policy {
+    /// For a live device: everything waits, for as long as `io_timeout` says.
+    pub fn live(io_timeout: Option<Duration>) -> Policy {
+        Policy {
+            give_up_after: io_timeout,
+            permanent: Permanent::Wait,
+        }
+    }
+
+    /// While attaching, and for tools: an answer within 10 s.
+    pub fn attach() -> Policy {
+        Policy {
+            give_up_after: Some(Duration::from_secs(10)),
+            permanent: Permanent::Fail,
+        }
+    }
+}
+
+/// A store that repeats the requests of another one.
+#[derive(Debug, Clone)]
+pub struct Retry {
+    inner: Arc<dyn ObjectStore>,
+    policy: Policy,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    quarantine: Quarantine,
+    outage: Outage,
+    rng: Mutex<Rng>,
+}
+
+type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// What a call is, as far as repeating it goes.
+#[derive(Debug, Clone, Copy)]
+enum Call<'a> {
+    Get(&'a str),
+    Read(&'static str),
+    Write(&'a str),
+}
+
+impl Call<'_> {
+    /// A failure of which the inner store said nothing.
+    fn error(self, detail: impl Into<String>) -> StoreError {
+        let (operation, target) = match self {
+            Call::Get(name) => ("GET", name),
+            Call::Read(what) => (what, "the container"),
+            Call::Write(METADATA) => ("POST", "the container"),
+            Call::Write(name) => ("write", name),
+        };
+        StoreError::new(ErrorKind::Unavailable, operation, target, detail)
+    }
+}
+
+impl Retry {
+    /// Repeats the requests of `inner` by this policy. `rng` decides the
+    /// pauses: the same seed and failures give the same pauses.
+    pub fn new(inner: Arc<dyn ObjectStore>, policy: Policy, rng: Rng) -> Retry {
+        Retry {
+            inner,
+            policy,
+            shared: Arc::new(Shared {
+                quarantine: Quarantine::default(),
+                outage: Outage::default(),
+                rng: Mutex::new(rng),
+            }),
+        }
+    }
+
+    /// The same store by another policy: both know which names are in
+    /// quarantine.
+    pub fn with_policy(&self, policy: Policy) -> Retry {
+        Retry {
+            policy,
+            ..self.clone()
+        }
+    }
+
+    async fn call<'a, T>(
+        &'a self,
+        call: Call<'a>,
+        attempt: impl Fn() -> Attempt<'a, T> + Send + Sync,
+    ) -> Result<T, StoreError> {
+        let deadline = self
+            .policy
+            .give_up_after
+            .map(|limit| Instant::now() + limit);
+        if let Call::Write(name) = call {
+            let passed = before(deadline, self.shared.quarantine.passed(name)).await;
+            passed.ok_or_else(|| self.given_up(call, self.blocked(call, name)))?;
+        }
+        let mut trouble = self.shared.outage.watch();
+        let mut failures = Failures::default();
+        loop {
+            let error = match before(deadline, self.once(call, attempt())).await {
+                Some(Ok(value)) => {
+                    trouble.succeeded();
+                    return Ok(value);
+                }
+                Some(Err(error))
+                    if matches!((call, error.kind), (Call::Get(_), ErrorKind::NotFound)) =>
+                {
+                    trouble.succeeded();
+                    return Err(error);
+                }
+                Some(Err(error)) => error,
+                None => return Err(self.given_up(call, failures.cut_short(call))),
+            };
+            if !failures.may_pass(call, &error, self.policy.permanent) {
+                if error.kind == ErrorKind::Corrupt {
+                    tracing::error!("{error}: the same after {CORRUPT_RETRIES} more attempts");
+                }
+                return Err(self.with_lingering(call, error));
+            }
+            let Some(pause) = self.pause(&error, failures.count, deadline) else {
+                return Err(self.given_up(call, error));
+            };
+            trouble.failed(&error);
+            failures.add(error);
+            sleep(pause).await;
+        }
+    }
+
+    /// One attempt. Dropped midway, a write leaves its name in quarantine.
+    async fn once<T>(&self, call: Call<'_>, attempt: Attempt<'_, T>) -> Result<T, StoreError> {
+        let Call::Write(name) = call else {
+            return attempt.await;
+        };
+        let under_way = self.shared.quarantine.begin(name, self.inner.linger());
+        let result = attempt.await;
+        let lingers = result.as_ref().err().map(|error| error.lingers);
+        under_way.answered(lingers.unwrap_or_default());
+        result
+    }
+
+    /// How long to pause before the next attempt; `None` if there is no time
+    /// for one.
+    fn pause(
+        &self,
+        error: &StoreError,
+        failures: u32,
+        deadline: Option<Instant>,
+    ) -> Option<Duration> {
+        let bound = FIRST_PAUSE
+            .saturating_mul(1 << failures.min(16))
+            .min(LAST_PAUSE);
+        let chosen = {
+            let mut rng = self
+                .shared
+                .rng
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            Duration::from_millis(rng.u64(0..=bound.as_millis() as u64))
+        };
+        let asked = error.retry_after.unwrap_or_default().min(MAX_RETRY_AFTER);
+        let Some(deadline) = deadline else {
+            return Some(chosen.max(asked));
+        };
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left < FIRST_PAUSE.max(asked) {
+            return None;
+        }
+        // Half of what is left at most, so that the rest is for an attempt.
+        Some(chosen.min(left / 2).max(asked))
+    }
+
+    /// The error with what its call leaves behind.
+    fn with_lingering(&self, call: Call<'_>, mut error: StoreError) -> StoreError {
+        if let Call::Write(name) = call {
+            error.lingers = error.lingers.max(self.shared.quarantine.left(name));
+        }
+        error
+    }
+
+    /// The error of a call that its time limit ended.
+    fn given_up(&self, call: Call<'_>, error: StoreError) -> StoreError {
+        let limit = self.policy.give_up_after.unwrap_or_default();
+        let detail = format!(
+            "{} (given up: the limit is {} s)",
+            error.detail,
+            limit.as_secs_f32()
+        );
+        self.with_lingering(call, StoreError { detail, ..error })
+    }
+
+    fn blocked(&self, call: Call<'_>, name: &str) -> StoreError {
+        let left = self.shared.quarantine.left(name).as_secs_f32();
+        call.error(format!(
+            "an earlier write may still take effect for {left:.0} s"
+        ))
+    }
+}
+
+/// The result of `work`, or `None` if the deadline comes first.
+async fn before<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
+    }
+}
+
+/// How a call failed so far.
+#[derive(Debug, Default)]
+struct Failures {
+    count: u32,
+    corrupt: u32,
+    last: Option<StoreError>,
+}
+
+impl Failures {
+    fn add(&mut self, error: StoreError) {
+        self.count = self.count.saturating_add(1);
+        self.corrupt += u32::from(error.kind == ErrorKind::Corrupt);
+        self.last = Some(error);
+    }
+
+    /// Whether another attempt makes sense after this failure.
+    fn may_pass(&self, call: Call<'_>, error: &StoreError, permanent: Permanent) -> bool {
+        match error.kind {
+            ErrorKind::Corrupt if !matches!(call, Call::Write(_)) => self.corrupt < CORRUPT_RETRIES,
+            _ if error.is_permanent() => permanent == Permanent::Wait,
+            _ => true,
+        }
+    }
+
+    /// The error of a call that ended during an attempt.
+    fn cut_short(self, call: Call<'_>) -> StoreError {
+        self.last.unwrap_or_else(|| call.error("no answer"))
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Retry {
+    async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
+        check::name("GET", "", name)?;
+        self.call(Call::Get(name), || self.inner.get(name)).await
+    }
+
+    async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
+        check::put("", name, &body)?;
+        self.call(Call::Write(name), || self.inner.put(name, body.clone()))
+            .await
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), StoreError> {
+        check::name("DELETE", "", name)?;
+        self.call(Call::Write(name), || self.inner.delete(name))
+            .await
+    }
+
+    async fn list(
+        &self,
+        after: &str,
+        before: &str,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
+        check::limit("", limit)?;
+        self.call(Call::Read("list"), || self.inner.list(after, before, limit))
+            .await
+    }
+
+    async fn metadata(&self) -> Result<Metadata, StoreError> {
+        self.call(Call::Read("metadata"), || self.inner.metadata())
+            .await
+    }
+
+    async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError> {
+        check::metadata("", changes)?;
+        self.call(Call::Write(METADATA), || self.inner.set_metadata(changes))
+            .await
+    }
+
+    async fn create(&self) -> Result<(), StoreError> {
+        self.call(Call::Read("create"), || self.inner.create())
+            .await
+    }
+
+    async fn settle(&self) {
+        self.shared.quarantine.settled().await;
+        self.inner.settle().await;
+    }
+
+    fn linger(&self) -> Duration {
+        self.inner.linger()
+    }
+}

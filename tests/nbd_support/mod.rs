@@ -93,7 +93,7 @@ impl TestImage {
     async fn enter(&self, offset: u64, length: u64) -> Result<(), ImageError> {
         assert!(length > 0 && offset + length <= self.size);
         self.started.fetch_add(1, Ordering::SeqCst);
-        if offset >= GATED && offset < KEPT {
+        if (GATED..KEPT).contains(&offset) {
             self.gate.acquire().await.unwrap().forget();
         }
         let misbehave = self.misbehave.lock().unwrap().clone();
