@@ -38,19 +38,28 @@ pub fn container(volume: &Volume) -> Result<Arc<dyn ObjectStore>, StoreError> {
 /// The container for a command: what is refused fails at once, what does not
 /// answer fails after a few seconds.
 pub fn for_command(container: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-    let policy = Policy { give_up_after: Some(COMMAND_PATIENCE), permanent: Permanent::Fail };
+    let policy = Policy {
+        give_up_after: Some(COMMAND_PATIENCE),
+        permanent: Permanent::Fail,
+    };
     Arc::new(Retry::new(container, policy, fastrand::Rng::new()))
 }
 
 /// The container for a live device: everything is waited out, for as long as the
 /// user's `io_timeout` allows.
 pub fn for_device(container: Arc<dyn ObjectStore>, volume: &Volume) -> Arc<dyn ObjectStore> {
-    let policy = Policy { give_up_after: volume.io_timeout, permanent: Permanent::Wait };
+    let policy = Policy {
+        give_up_after: volume.io_timeout,
+        permanent: Permanent::Wait,
+    };
     Arc::new(Retry::new(container, policy, fastrand::Rng::new()))
 }
 
 /// Starts the volume of this layout over its container. Within a tokio runtime.
 pub fn image(volume: &Volume, live: Arc<dyn ObjectStore>, layout: Layout) -> Arc<dyn Image> {
-    let limits = Limits { cache: volume.cache, dirty: volume.dirty };
+    let limits = Limits {
+        cache: volume.cache,
+        dirty: volume.dirty,
+    };
     Arc::new(Objects::start(live, layout, limits))
 }

@@ -13,14 +13,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::BytesMut;
+use support::fault::{FaultStore, Faults, LIFETIME};
+use support::model::{Model, SECTOR, Tag, sector, tags};
 use swiftnbd::image::objects::layout::Layout;
 use swiftnbd::image::objects::{Limits, Objects};
 use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::memory::MemoryService;
 use swiftnbd::store::retry::{Permanent, Policy, Retry};
 use swiftnbd::store::{ErrorKind, ObjectStore};
-use support::fault::{FaultStore, Faults, LIFETIME};
-use support::model::{Model, SECTOR, Tag, sector, tags};
 use tokio::time::{sleep, timeout};
 
 /// Operations in one life of a volume, between two crashes.
@@ -33,7 +33,9 @@ fn promises_hold_for_every_seed() {
         None => {
             let known = include_str!("simulation_seeds.txt").lines();
             let known = known.filter_map(|line| line.split_whitespace().next()?.parse().ok());
-            known.chain(0..number("SWIFTNBD_SEEDS").unwrap_or(600)).collect()
+            known
+                .chain(0..number("SWIFTNBD_SEEDS").unwrap_or(600))
+                .collect()
         }
     };
     assert!(!seeds.is_empty(), "no seed to run");
@@ -43,24 +45,41 @@ fn promises_hold_for_every_seed() {
         .filter(|seed| {
             let failed = catch_unwind(AssertUnwindSafe(|| run(*seed))).is_err();
             if failed {
-                eprintln!("SEED {seed} FAILED; replay: SWIFTNBD_SEED={seed} cargo test --test simulation");
+                eprintln!(
+                    "SEED {seed} FAILED; replay: SWIFTNBD_SEED={seed} cargo test --test simulation"
+                );
             }
             failed
         })
         .collect();
-    assert!(failed.is_empty(), "{} of {} seeds failed: {failed:?}", failed.len(), seeds.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {} seeds failed: {failed:?}",
+        failed.len(),
+        seeds.len()
+    );
     println!("{} seeds", seeds.len());
 }
 
 fn number(name: &str) -> Option<u64> {
-    Some(std::env::var(name).ok()?.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+    Some(
+        std::env::var(name)
+            .ok()?
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number")),
+    )
 }
 
 fn run(seed: u64) {
-    let runtime =
-        tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build();
     let seeded = async { timeout(Duration::from_secs(48 * 3600), Simulation::run(seed)).await };
-    runtime.unwrap().block_on(seeded).expect("it hangs: two days of virtual time have passed");
+    runtime
+        .unwrap()
+        .block_on(seeded)
+        .expect("it hangs: two days of virtual time have passed");
 }
 
 /// What a seed decides.
@@ -72,6 +91,9 @@ struct Plan {
     faults: Faults,
     give_up_after: Option<Duration>,
     lives: usize,
+    /// The store answers without any delay and never fails: what waits for it all
+    /// goes on in the same instant, in an order that delays would hide.
+    instant: bool,
 }
 
 impl Plan {
@@ -98,6 +120,7 @@ impl Plan {
             faults,
             give_up_after,
             lives: rng.usize(1..4),
+            instant: rng.u8(0..6) == 0,
         }
     }
 
@@ -109,6 +132,7 @@ impl Plan {
 /// One seed's world.
 struct Simulation {
     plan: Plan,
+    memory: Arc<dyn ObjectStore>,
     store: FaultStore,
     model: Mutex<Model>,
     next_tag: Mutex<Tag>,
@@ -120,9 +144,11 @@ impl Simulation {
         let plan = Plan::new(&mut rng);
         let memory = MemoryService::new().store("volume");
         memory.create().await.unwrap();
+        let memory: Arc<dyn ObjectStore> = Arc::new(memory);
         let simulation = Arc::new(Simulation {
             plan,
-            store: FaultStore::new(Arc::new(memory), plan.faults, rng.u64(..)),
+            store: FaultStore::new(Arc::clone(&memory), plan.faults, rng.u64(..)),
+            memory,
             model: Mutex::new(Model::new(plan.sectors())),
             next_tag: Mutex::new(1),
         });
@@ -134,10 +160,20 @@ impl Simulation {
     }
 
     fn open(&self, rng: &mut fastrand::Rng) -> Arc<Objects> {
-        let policy =
-            Policy { give_up_after: self.plan.give_up_after, permanent: Permanent::Wait };
-        let retry = Retry::new(Arc::new(self.store.clone()), policy, rng.fork());
-        Arc::new(Objects::start(Arc::new(retry), self.plan.layout, self.plan.limits))
+        let policy = Policy {
+            give_up_after: self.plan.give_up_after,
+            permanent: Permanent::Wait,
+        };
+        let store: Arc<dyn ObjectStore> = match self.plan.instant {
+            true => Arc::clone(&self.memory),
+            false => Arc::new(self.store.clone()),
+        };
+        let retry = Retry::new(store, policy, rng.fork());
+        Arc::new(Objects::start(
+            Arc::new(retry),
+            self.plan.layout,
+            self.plan.limits,
+        ))
     }
 
     /// Workers operate on sectors of their own; at some moment all of it dies.
@@ -172,20 +208,14 @@ impl Simulation {
         drop(image);
     }
 
-    async fn work(
-        &self,
-        image: Arc<Objects>,
-        worker: usize,
-        cell: usize,
-        mut rng: fastrand::Rng,
-    ) {
+    async fn work(&self, image: Arc<Objects>, worker: usize, cell: usize, mut rng: fastrand::Rng) {
         for _ in 0..OPERATIONS / self.plan.workers {
             let (first, count) = self.range(worker, cell, &mut rng);
             let offset = first as u64 * SECTOR;
             let length = count as u64 * SECTOR;
             let result = match rng.u32(0..100) {
-                0..40 => self.write(&*image, first, count, &mut rng).await,
-                40..65 => self.read(&*image, first, count).await,
+                0..40 => self.write(&image, first, count, &mut rng).await,
+                40..65 => self.read(&image, first, count).await,
                 65..75 => {
                     self.model.lock().unwrap().begin(first, &vec![0; count]);
                     let result = image.write_zeroes(offset, length).await;
@@ -249,7 +279,11 @@ impl Simulation {
         let result = image.write(first as u64 * SECTOR, data.freeze()).await;
         self.model.lock().unwrap().end(first, count, result.is_ok());
         result?;
-        if rng.u8(0..5) == 0 { self.flush(image).await } else { Ok(()) }
+        if rng.u8(0..5) == 0 {
+            self.flush(image).await
+        } else {
+            Ok(())
+        }
     }
 
     async fn read(&self, image: &Objects, first: usize, count: usize) -> Result<(), ImageError> {
@@ -275,7 +309,10 @@ impl Simulation {
         assert!(once == twice, "opened twice, it reads differently");
         let snapshots = self.plan.workers == 1;
         let per_object = u64::from(self.plan.layout.object_size) / SECTOR;
-        self.model.lock().unwrap().crashed(&once, snapshots, per_object as usize);
+        self.model
+            .lock()
+            .unwrap()
+            .crashed(&once, snapshots, per_object as usize);
     }
 
     async fn read_all(&self, rng: &mut fastrand::Rng) -> Vec<Tag> {
@@ -326,11 +363,18 @@ impl Simulation {
     async fn check_store(&self) {
         let listed = self.store.list("", "\u{7f}", 10_000).await.unwrap();
         for entry in listed {
-            let number = entry.name.strip_prefix("disk.part/").expect("only data objects");
+            let number = entry
+                .name
+                .strip_prefix("disk.part/")
+                .expect("only data objects");
             assert!(number.len() == 8 && number.parse::<u64>().unwrap() < self.plan.layout.objects);
             let body = self.store.get(&entry.name).await.unwrap();
             assert_eq!(body.len(), self.plan.layout.object_size as usize);
-            assert!(body.iter().any(|byte| *byte != 0), "{} is nothing but zeros", entry.name);
+            assert!(
+                body.iter().any(|byte| *byte != 0),
+                "{} is nothing but zeros",
+                entry.name
+            );
         }
         let missing = self.store.get("disk.part/99999999").await.unwrap_err();
         assert_eq!(missing.kind, ErrorKind::NotFound);

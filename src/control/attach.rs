@@ -87,8 +87,11 @@ pub fn wanted_device(volume: &Volume, args: &Attach) -> Option<NbdDevice> {
 /// Refuses a device that is not there or in use.
 pub fn check_free(device: NbdDevice) -> Result<()> {
     if !sysfs::exists(device) {
-        return Err(Error::new(Exit::NotFound, format!("{device} does not exist"))
-            .hint("`modprobe nbd nbds_max=N` makes N devices; without DEVICE, a free one is taken"));
+        return Err(
+            Error::new(Exit::NotFound, format!("{device} does not exist")).hint(
+                "`modprobe nbd nbds_max=N` makes N devices; without DEVICE, a free one is taken",
+            ),
+        );
     }
     match sysfs::connected_by(device) {
         None => Ok(()),

@@ -279,8 +279,12 @@ async fn connect(
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
     let (ours, kernels) = socket_pair()?;
     let limits = Limits::default();
-    let transmission =
-        tokio::spawn(transmission::serve(ours, device.clone(), limits, pending::<()>()));
+    let transmission = tokio::spawn(transmission::serve(
+        ours,
+        device.clone(),
+        limits,
+        pending::<()>(),
+    ));
     let backend = format!("swiftnbd:{}", volume.name);
     let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
     let ready = wait_until_ready(number, device.size()).await;
@@ -299,7 +303,13 @@ async fn connect(
         since: unix_now(),
         client: lease.client(),
     };
-    Ok(Attachment { number, device, nbd, transmission, entry })
+    Ok(Attachment {
+        number,
+        device,
+        nbd,
+        transmission,
+        entry,
+    })
 }
 
 fn socket_pair() -> Result<(UnixStream, StdUnixStream)> {
@@ -377,7 +387,9 @@ async fn wait_until_ready(number: NbdDevice, size: u64) -> Result<()> {
                 Err(error) => error.to_string(),
                 Ok(()) => format!("its size is {} bytes, not {size}", sysfs::size(number)),
             };
-            return Err(Error::failed(format!("{number} did not become ready: {why}")));
+            return Err(Error::failed(format!(
+                "{number} did not become ready: {why}"
+            )));
         }
         sleep(Duration::from_millis(10)).await;
     }

@@ -33,13 +33,19 @@ pub fn run(args: &cli::Detach) -> Result<()> {
     let _released = match take(device) {
         Ok(released) => Some(released),
         Err(error) if args.force => {
-            eprintln!("swiftnbd: {}; what it has not written is lost", error.message);
+            eprintln!(
+                "swiftnbd: {}; what it has not written is lost",
+                error.message
+            );
             None
         }
         Err(error) => return Err(error),
     };
     let timeout = args.timeout.map(|timeout| timeout.as_secs());
-    let request = Request::Detach { force: args.force, timeout };
+    let request = Request::Detach {
+        force: args.force,
+        timeout,
+    };
     let answer = client.ask(&request, None);
     match answer {
         Ok(Response::Detached { notes }) => {
@@ -48,11 +54,15 @@ pub fn run(args: &cli::Detach) -> Result<()> {
         Ok(Response::Failed(error)) => return Err(error),
         Ok(Response::Status(_)) => return Err(Error::failed("the daemon answered nonsense")),
         Err(error) => {
-            return Err(Error::failed(format!("{device}: the daemon did not answer: {error}"))
-                .hint("its log may say more"));
+            return Err(
+                Error::failed(format!("{device}: the daemon did not answer: {error}"))
+                    .hint("its log may say more"),
+            );
         }
     }
-    client.wait_for_end().map_err(|error| Error::failed(format!("{device}: {error}")))
+    client
+        .wait_for_end()
+        .map_err(|error| Error::failed(format!("{device}: {error}")))
 }
 
 fn take(device: NbdDevice) -> Result<sysfs::Released> {
@@ -77,7 +87,10 @@ fn take(device: NbdDevice) -> Result<sysfs::Released> {
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "a command waits for the kernel; no runtime here")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "a command waits for the kernel; no runtime here"
+)]
 fn nap(time: Duration) {
     std::thread::sleep(time);
 }
@@ -87,7 +100,8 @@ fn nap(time: Duration) {
 fn clean_up_after_death(device: NbdDevice, entry: &Entry, error: &io::Error) -> Result<()> {
     if sysfs::connected_by(device) == Some(entry.pid) {
         let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
-        nbd.disconnect(device.index()).map_err(|error| Error::failed(error.to_string()))?;
+        nbd.disconnect(device.index())
+            .map_err(|error| Error::failed(error.to_string()))?;
     }
     registry::remove(device);
     let volume = &entry.volume;

@@ -19,19 +19,28 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
             Exit::Denied,
             "check the user name, the password and what this user may do in the account".into(),
         ),
-        ErrorKind::Quota => (Exit::Failed, "free some space, or have the quota raised".into()),
-        ErrorKind::Unreachable => {
-            (Exit::Unreachable, "check the address in the configuration and the network".into())
-        }
-        ErrorKind::Unavailable => {
-            (Exit::Unreachable, "the store does not work at present; try again later".into())
-        }
+        ErrorKind::Quota => (
+            Exit::Failed,
+            "free some space, or have the quota raised".into(),
+        ),
+        ErrorKind::Unreachable => (
+            Exit::Unreachable,
+            "check the address in the configuration and the network".into(),
+        ),
+        ErrorKind::Unavailable => (
+            Exit::Unreachable,
+            "the store does not work at present; try again later".into(),
+        ),
         ErrorKind::Superseded | ErrorKind::Corrupt | ErrorKind::Invalid => {
             (Exit::Failed, String::new())
         }
     };
     let error = Error::new(exit, format!("volume {name}: {error}"));
-    if hint.is_empty() { error } else { error.hint(hint) }
+    if hint.is_empty() {
+        error
+    } else {
+        error.hint(hint)
+    }
 }
 
 /// A problem with a volume's metadata or its lock.
@@ -40,8 +49,9 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
     let message = format!("volume {name}: {error}");
     match error {
         MetaError::Store(error) => store(volume, error),
-        MetaError::NotAVolume => Error::new(Exit::NotFound, message)
-            .hint(format!("`swiftnbd setup {name} --size SIZE` makes the container a volume")),
+        MetaError::NotAVolume => Error::new(Exit::NotFound, message).hint(format!(
+            "`swiftnbd setup {name} --size SIZE` makes the container a volume"
+        )),
         MetaError::UnknownVersion(_) => {
             Error::failed(message).hint("a newer version of swiftnbd may know it")
         }

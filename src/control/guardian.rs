@@ -42,7 +42,10 @@ impl Guardian {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| failed(&error))?;
-        let pipe = child.stdin.take().ok_or_else(|| failed(&"it has no pipe"))?;
+        let pipe = child
+            .stdin
+            .take()
+            .ok_or_else(|| failed(&"it has no pipe"))?;
         Ok(Guardian { child, pipe })
     }
 
@@ -96,5 +99,6 @@ fn disconnect(device: NbdDevice, backend: &str, daemon: u32) -> Result<()> {
         return Ok(());
     }
     let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
-    nbd.disconnect(device.index()).map_err(|error| Error::failed(error.to_string()))
+    nbd.disconnect(device.index())
+        .map_err(|error| Error::failed(error.to_string()))
 }

@@ -67,7 +67,9 @@ impl Lease {
 
     /// What the container's lock says of us.
     pub fn client(&self) -> String {
-        self.holder.as_ref().map_or(String::new(), |holder| holder.0.clone())
+        self.holder
+            .as_ref()
+            .map_or(String::new(), |holder| holder.0.clone())
     }
 
     /// Gives the volume back. Everything is durable, and no request of ours can

@@ -46,11 +46,17 @@ pub fn start(global: &Global, process: Process) -> Result<()> {
             })?;
         set(filter, Mutex::new(file), true);
     } else if global.syslog || process == Process::Daemon {
-        let (options, facility) =
-            (syslog_tracing::Options::LOG_PID, syslog_tracing::Facility::Local0);
+        let (options, facility) = (
+            syslog_tracing::Options::LOG_PID,
+            syslog_tracing::Facility::Local0,
+        );
         match syslog_tracing::Syslog::new(c"swiftnbd", options, facility) {
             Some(syslog) => set(filter, syslog, false),
-            None => return Err(Error::failed("syslog is in use by another part of this process")),
+            None => {
+                return Err(Error::failed(
+                    "syslog is in use by another part of this process",
+                ));
+            }
         }
     } else {
         set(filter, std::io::stderr, true);
@@ -74,5 +80,9 @@ where
         .with_ansi(false)
         .with_target(false);
     // A second call in one process keeps the first log: that is what is wanted.
-    let _ = if timed { log.try_init() } else { log.without_time().try_init() };
+    let _ = if timed {
+        log.try_init()
+    } else {
+        log.without_time().try_init()
+    };
 }

@@ -70,7 +70,10 @@ pub fn run(cli: &Cli) -> Result<()> {
 
 /// Runs a command's requests to a store.
 fn block_on<T>(work: impl Future<Output = T>) -> T {
-    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime.block_on(work),
         // No memory or no descriptors: nothing can be done, and nothing was begun.
         Err(error) => {
@@ -92,7 +95,9 @@ fn require_root(doing: &str) -> Result<()> {
 fn find(target: &Target) -> Result<registry::Entry> {
     let found = match target {
         Target::Device(device) => registry::entry(*device),
-        Target::Name(name) => registry::entries().into_iter().find(|entry| entry.volume == *name),
+        Target::Name(name) => registry::entries()
+            .into_iter()
+            .find(|entry| entry.volume == *name),
     };
     found.ok_or_else(|| {
         let what = match target {
@@ -108,6 +113,8 @@ fn attached(volume: &Volume) -> Option<registry::Entry> {
     registry::entries().into_iter().find(|entry| {
         entry.volume == volume.name
             && entry.container == volume.container
-            && entry.nbd_device().is_some_and(|device| registry::Client::connect(device).is_ok())
+            && entry
+                .nbd_device()
+                .is_some_and(|device| registry::Client::connect(device).is_ok())
     })
 }

@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use neli::consts::genl::NlAttrType;
 use neli::consts::nl::NlmF;
 use neli::consts::socket::NlFamily;
 use neli::err::RouterError;
@@ -52,7 +53,7 @@ pub enum NbdAttr {
     /// string
     BackendIdentifier = 10,
 }
-impl neli::consts::genl::NlAttrType for NbdAttr {}
+impl NlAttrType for NbdAttr {}
 
 /// What stands inside of [`NbdAttr::Sockets`]: `NBD_SOCK_ITEM`, and in it
 /// `NBD_SOCK_FD`.
@@ -61,7 +62,7 @@ pub enum NbdSock {
     /// Both levels use 1: `NBD_SOCK_ITEM` (nested) and `NBD_SOCK_FD` (u32).
     ItemOrFd = 1,
 }
-impl neli::consts::genl::NlAttrType for NbdSock {}
+impl NlAttrType for NbdSock {}
 
 /// A connection to the nbd driver.
 pub struct Nbd {
@@ -100,10 +101,9 @@ type Attrs = GenlBuffer<NbdAttr, Buffer>;
 impl Nbd {
     /// Finds the driver. The module must be loaded.
     pub fn open() -> Result<Nbd, NetlinkError> {
-        let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
-        let (router, _) = NlRouter::connect(NlFamily::Generic, None, Groups::empty())
-            .map_err(|error| broken(&error))?;
-        let family = router.resolve_genl_family("nbd").map_err(|error| broken(&error))?;
+        let (router, _) =
+            NlRouter::connect(NlFamily::Generic, None, Groups::empty()).map_err(broken)?;
+        let family = router.resolve_genl_family("nbd").map_err(broken)?;
         Ok(Nbd { router, family })
     }
 
@@ -120,7 +120,10 @@ impl Nbd {
             attrs.push(attr(NbdAttr::Index, index)?);
         }
         attrs.push(attr(NbdAttr::SizeBytes, connect.size)?);
-        attrs.push(attr(NbdAttr::BlockSizeBytes, u64::from(connect.block_size))?);
+        attrs.push(attr(
+            NbdAttr::BlockSizeBytes,
+            u64::from(connect.block_size),
+        )?);
         // Always sent: teardown does not reset what an earlier user had set.
         attrs.push(attr(NbdAttr::Timeout, 0u64)?);
         attrs.push(attr(NbdAttr::DeadConnTimeout, 0u64)?);
@@ -149,7 +152,7 @@ impl Nbd {
             .version(VERSION)
             .attrs(attrs)
             .build()
-            .map_err(|error| NetlinkError::Broken(error.to_string()))?;
+            .map_err(broken)?;
         let answers = self
             .router
             .send::<_, _, u16, Genlmsghdr<NbdCmd, NbdAttr>>(
@@ -157,13 +160,16 @@ impl Nbd {
                 NlmF::ACK,
                 NlPayload::Payload(message),
             )
-            .map_err(|error| NetlinkError::Broken(error.to_string()))?;
+            .map_err(broken)?;
         let mut index = None;
         for answer in answers {
             let answer = answer.map_err(explain)?;
             if let Some(payload) = answer.get_payload() {
                 let handle = payload.attrs().get_attr_handle();
-                index = handle.get_attr_payload_as::<u32>(NbdAttr::Index).ok().or(index);
+                index = handle
+                    .get_attr_payload_as::<u32>(NbdAttr::Index)
+                    .ok()
+                    .or(index);
             }
         }
         Ok(index)
@@ -172,7 +178,9 @@ impl Nbd {
 
 impl std::fmt::Debug for Nbd {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Nbd").field("family", &self.family).finish_non_exhaustive()
+        f.debug_struct("Nbd")
+            .field("family", &self.family)
+            .finish_non_exhaustive()
     }
 }
 
@@ -180,50 +188,51 @@ fn attr<P: Size + ToBytes>(
     kind: NbdAttr,
     payload: P,
 ) -> Result<Nlattr<NbdAttr, Buffer>, NetlinkError> {
-    let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
-    let kind = AttrTypeBuilder::default().nla_type(kind).build().map_err(|e| broken(&e))?;
-    NlattrBuilder::default().nla_type(kind).nla_payload(payload).build().map_err(|e| broken(&e))
+    let kind = AttrTypeBuilder::default()
+        .nla_type(kind)
+        .build()
+        .map_err(broken)?;
+    NlattrBuilder::default()
+        .nla_type(kind)
+        .nla_payload(payload)
+        .build()
+        .map_err(broken)
 }
 
 /// `SOCKETS { SOCK_ITEM { SOCK_FD fd } }`.
 fn sockets(socket: BorrowedFd<'_>) -> Result<Nlattr<NbdAttr, Buffer>, NetlinkError> {
-    let broken = |error: &dyn std::fmt::Display| NetlinkError::Broken(error.to_string());
-    let nested = |kind| {
-        AttrTypeBuilder::default()
-            .nla_type(kind)
-            .nla_nested(true)
-            .build()
-            .map_err(|error| broken(&error))
-    };
     let fd = NlattrBuilder::default()
         .nla_type(
             AttrTypeBuilder::default()
                 .nla_type(NbdSock::ItemOrFd)
                 .build()
-                .map_err(|error| broken(&error))?,
+                .map_err(broken)?,
         )
         .nla_payload(socket.as_raw_fd() as u32)
         .build()
-        .map_err(|error| broken(&error))?;
-    let item = NlattrBuilder::default()
-        .nla_type(nested(NbdSock::ItemOrFd)?)
-        .nla_payload(Buffer::new())
-        .build()
-        .and_then(|item| Ok(item.nest(&fd)))
-        .map_err(|error| broken(&error))?
-        .map_err(|error| broken(&error))?;
+        .map_err(broken)?;
+    nest(NbdAttr::Sockets, &nest(NbdSock::ItemOrFd, &fd)?)
+}
+
+fn nest<K: NlAttrType, I: NlAttrType, P: Size + ToBytes>(
+    kind: K,
+    inner: &Nlattr<I, P>,
+) -> Result<Nlattr<K, Buffer>, NetlinkError> {
     let kind = AttrTypeBuilder::default()
-        .nla_type(NbdAttr::Sockets)
+        .nla_type(kind)
         .nla_nested(true)
         .build()
-        .map_err(|error| broken(&error))?;
-    NlattrBuilder::default()
+        .map_err(broken)?;
+    let outer = NlattrBuilder::default()
         .nla_type(kind)
         .nla_payload(Buffer::new())
         .build()
-        .and_then(|sockets| Ok(sockets.nest(&item)))
-        .map_err(|error| broken(&error))?
-        .map_err(|error| broken(&error))
+        .map_err(broken)?;
+    outer.nest(inner).map_err(broken)
+}
+
+fn broken(error: impl std::fmt::Display) -> NetlinkError {
+    NetlinkError::Broken(error.to_string())
 }
 
 fn explain<T: std::fmt::Debug, P: std::fmt::Debug>(error: RouterError<T, P>) -> NetlinkError

@@ -86,7 +86,10 @@ pub struct VolumeLock(#[allow(dead_code, reason = "held for its lock")] Flock<Fi
 
 /// The registry's directory, made if need be.
 pub fn directory() -> Result<PathBuf> {
-    let made = DirBuilder::new().recursive(true).mode(0o700).create(DIRECTORY);
+    let made = DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(DIRECTORY);
     made.map_err(|error| refused(&format!("cannot make {DIRECTORY}"), &error))?;
     Ok(PathBuf::from(DIRECTORY))
 }
@@ -101,7 +104,9 @@ fn refused(doing: &str, error: &io::Error) -> Error {
 
 /// The time, in Unix seconds.
 pub fn unix_now() -> u64 {
-    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs())
+    SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |time| time.as_secs())
 }
 
 /// Takes a volume for this process.
@@ -122,7 +127,11 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
         Err(_) => {
             return Err(Error::new(
                 Exit::InUse,
-                format!("volume {}: it is in use on this machine by {}", volume.name, text.trim()),
+                format!(
+                    "volume {}: it is in use on this machine by {}",
+                    volume.name,
+                    text.trim()
+                ),
             )
             .hint("`swiftnbd status` shows what is attached"));
         }
@@ -139,11 +148,19 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
 
 /// This machine's name, as locks show it.
 pub fn host_name() -> String {
-    let name = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
+    let name = nix::unistd::gethostname()
+        .ok()
+        .and_then(|name| name.into_string().ok());
     // Client is `host:pid@time`, at most 256 bytes, and Swift takes what a header
     // may hold.
-    let clean = name.unwrap_or_default().replace(|c: char| !c.is_ascii_graphic() || c == '@', "-");
-    if clean.is_empty() { "unknown".to_owned() } else { clean.chars().take(64).collect() }
+    let clean = name
+        .unwrap_or_default()
+        .replace(|c: char| !c.is_ascii_graphic() || c == '@', "-");
+    if clean.is_empty() {
+        "unknown".to_owned()
+    } else {
+        clean.chars().take(64).collect()
+    }
 }
 
 /// A name for the container that a volume is kept in, the same for every volume
@@ -151,7 +168,10 @@ pub fn host_name() -> String {
 fn identity(volume: &Volume) -> String {
     let place = match &volume.backend {
         Backend::Dir(root) => {
-            format!("dir {}", root.canonicalize().unwrap_or(root.clone()).display())
+            format!(
+                "dir {}",
+                root.canonicalize().unwrap_or(root.clone()).display()
+            )
         }
         Backend::Swift(account) => format!("swift {} {}", account.auth_url, account.username),
     };
@@ -186,7 +206,10 @@ pub fn socket_path(device: NbdDevice) -> Result<PathBuf> {
 
 /// Removes a device's entry and socket.
 pub fn remove(device: NbdDevice) {
-    for path in [entry_path(device), socket_path(device)].into_iter().flatten() {
+    for path in [entry_path(device), socket_path(device)]
+        .into_iter()
+        .flatten()
+    {
         if let Err(error) = fs::remove_file(&path)
             && error.kind() != io::ErrorKind::NotFound
         {
@@ -199,7 +222,11 @@ pub fn remove(device: NbdDevice) {
 pub fn entries() -> Vec<Entry> {
     let files = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
     let mut entries: Vec<Entry> = files
-        .filter(|file| file.path().extension().is_some_and(|extension| extension == "json"))
+        .filter(|file| {
+            file.path()
+                .extension()
+                .is_some_and(|extension| extension == "json")
+        })
         .filter_map(|file| read(&file.path()))
         .collect();
     entries.sort_by_key(|entry| entry.nbd_device().map(NbdDevice::index));
@@ -213,7 +240,11 @@ pub fn entry(device: NbdDevice) -> Option<Entry> {
 
 fn read(path: &Path) -> Option<Entry> {
     let mut text = String::new();
-    File::open(path).ok()?.take(MAX_LINE).read_to_string(&mut text).ok()?;
+    File::open(path)
+        .ok()?
+        .take(MAX_LINE)
+        .read_to_string(&mut text)
+        .ok()?;
     serde_json::from_str(&text).ok()
 }
 
@@ -246,7 +277,10 @@ impl Client {
             }
             answer.push(byte[0]);
         }
-        Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon ended without an answer"))
+        Err(io::Error::new(
+            io::ErrorKind::UnexpectedEof,
+            "the daemon ended without an answer",
+        ))
     }
 
     /// Waits until the daemon has ended.

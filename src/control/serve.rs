@@ -36,7 +36,9 @@ pub fn run(config: &Config, args: &cli::Serve) -> Result<()> {
         return Err(Error::usage("serve needs --unix PATH in this version"));
     };
     if args.names.is_empty() {
-        return Err(Error::usage("serve needs the name of a volume in this version"));
+        return Err(Error::usage(
+            "serve needs the name of a volume in this version",
+        ));
     }
     let mut volumes = Vec::new();
     for name in &args.names {
@@ -57,7 +59,9 @@ async fn serve(volumes: &[Volume], path: &Path) -> Result<()> {
             open.push(lease(volume).await?);
         }
         let socket = Socket::bind(path).await?;
-        let exports = open.iter().map(|opened| (opened.export.clone(), opened.device.clone()));
+        let exports = open
+            .iter()
+            .map(|opened| (opened.export.clone(), opened.device.clone()));
         accept(&socket, Arc::new(exports.collect())).await
     }
     .await;
@@ -86,8 +90,19 @@ async fn lease(volume: &Volume) -> Result<Opened> {
             return Err(error);
         }
     };
-    let description = format!("{} in container {}", format_size(device.size()), volume.container);
-    Ok(Opened { lease, export: Export { name: volume.name.clone(), description }, device })
+    let description = format!(
+        "{} in container {}",
+        format_size(device.size()),
+        volume.container
+    );
+    Ok(Opened {
+        lease,
+        export: Export {
+            name: volume.name.clone(),
+            description,
+        },
+        device,
+    })
 }
 
 impl Opened {
@@ -100,7 +115,11 @@ impl Opened {
                 sleep(BETWEEN_ENDINGS).await;
             }
             while let Err(error) = self.lease.release().await {
-                tracing::error!(volume = self.export.name, "cannot unlock: {}", error.message);
+                tracing::error!(
+                    volume = self.export.name,
+                    "cannot unlock: {}",
+                    error.message
+                );
                 if error.exit == Exit::InUse {
                     return;
                 }
@@ -142,7 +161,10 @@ impl Socket {
         let listener = UnixListener::bind(path).map_err(failed)?;
         // Whoever may connect may read the volume: that is the owner alone.
         std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
-        Ok(Socket { listener, path: path.to_owned() })
+        Ok(Socket {
+            listener,
+            path: path.to_owned(),
+        })
     }
 }
 
@@ -211,9 +233,10 @@ async fn client(mut stream: UnixStream, exports: Exports, mut stopping: watch::R
 }
 
 async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) =
-        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-    else {
+    let (Ok(mut terminate), Ok(mut interrupt)) = (
+        signal(SignalKind::terminate()),
+        signal(SignalKind::interrupt()),
+    ) else {
         return std::future::pending().await;
     };
     tokio::select! {

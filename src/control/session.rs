@@ -84,7 +84,12 @@ impl Session {
             clients: Semaphore::new(MAX_CLIENTS),
         };
         let outcome = watch::Sender::new(None);
-        Ok(Session { shared: Arc::new(shared), listener, signals, outcome })
+        Ok(Session {
+            shared: Arc::new(shared),
+            listener,
+            signals,
+            outcome,
+        })
     }
 
     /// Detach as soon as nobody holds the device.
@@ -138,7 +143,10 @@ impl Session {
             Err(error) => vec![error.message.clone()],
         };
         self.outcome.send_replace(Some(notes));
-        let _ = timeout(CLIENT_PATIENCE, async { while clients.join_next().await.is_some() {} }).await;
+        let _ = timeout(CLIENT_PATIENCE, async {
+            while clients.join_next().await.is_some() {}
+        })
+        .await;
         result
     }
 }
@@ -147,17 +155,27 @@ impl Shared {
     /// Serves one control connection; keeps it open until the process ends if it
     /// asked for the end.
     async fn serve(&self, mut stream: UnixStream, outcome: watch::Receiver<Option<Vec<String>>>) {
-        let Ok(_place) = self.clients.try_acquire() else { return };
+        let Ok(_place) = self.clients.try_acquire() else {
+            return;
+        };
         let Ok(Some(request)) = timeout(CLIENT_PATIENCE, read_request(&mut stream)).await else {
             return;
         };
         let response = match request {
             Request::Status => Response::Status(self.device.stats()),
             Request::Detach { force, timeout } => {
-                self.detach(&mut stream, force, timeout.map(Duration::from_secs), outcome).await
+                self.detach(
+                    &mut stream,
+                    force,
+                    timeout.map(Duration::from_secs),
+                    outcome,
+                )
+                .await
             }
         };
-        let Ok(mut line) = serde_json::to_vec(&response) else { return };
+        let Ok(mut line) = serde_json::to_vec(&response) else {
+            return;
+        };
         line.push(b'\n');
         let _ = timeout(CLIENT_PATIENCE, stream.write_all(&line)).await;
         if matches!(response, Response::Detached { .. }) {
@@ -175,7 +193,11 @@ impl Shared {
         patience: Option<Duration>,
         mut outcome: watch::Receiver<Option<Vec<String>>>,
     ) -> Response {
-        let patience = if force { patience.or(Some(FORCED_PATIENCE)) } else { patience };
+        let patience = if force {
+            patience.or(Some(FORCED_PATIENCE))
+        } else {
+            patience
+        };
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut gone = [0];
         let flushed = tokio::select! {
@@ -188,10 +210,18 @@ impl Shared {
             Err(error) => tracing::error!("detaching by force: {}", error.message),
             Ok(()) => {}
         }
-        self.forced.send_replace(deadline.map(|until| Forced { until, give_up_data: force }));
+        self.forced.send_replace(deadline.map(|until| Forced {
+            until,
+            give_up_data: force,
+        }));
         disconnect(&self.nbd, self.number).await;
         let notes = outcome.wait_for(Option::is_some).await;
-        Response::Detached { notes: notes.ok().and_then(|notes| notes.clone()).unwrap_or_default() }
+        Response::Detached {
+            notes: notes
+                .ok()
+                .and_then(|notes| notes.clone())
+                .unwrap_or_default(),
+        }
     }
 
     async fn flush_until(&self, deadline: Option<Instant>) -> Result<()> {
@@ -247,7 +277,10 @@ impl Shared {
     async fn end(&self, lease: &Lease) -> Result<()> {
         let number = self.number;
         let closed = self.persist("cannot store what is dirty", true, || async {
-            self.device.close().await.map_err(|error| Error::failed(error.to_string()))
+            self.device
+                .close()
+                .await
+                .map_err(|error| Error::failed(error.to_string()))
         });
         if let Err(error) = closed.await {
             let lost = format_size(self.device.stats().dirty_bytes);
@@ -258,8 +291,9 @@ impl Shared {
                 error.message
             )));
         }
-        let unlocked =
-            self.persist("cannot unlock the container", false, || async { lease.release().await });
+        let unlocked = self.persist("cannot unlock the container", false, || async {
+            lease.release().await
+        });
         unlocked.await.map_err(|error| {
             Error::failed(format!(
                 "{number}: everything is durable, but the container is still locked: {}",
@@ -298,7 +332,9 @@ impl Shared {
                 match work().await {
                     Ok(()) => return Ok(()),
                     Err(error) if error.exit == Exit::InUse => return Err(error),
-                    Err(error) => tracing::error!(device = %self.number, "{what}: {}", error.message),
+                    Err(error) => {
+                        tracing::error!(device = %self.number, "{what}: {}", error.message)
+                    }
                 }
                 sleep(BETWEEN_ENDINGS).await;
             }

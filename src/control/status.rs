@@ -20,8 +20,15 @@ pub fn run(args: &cli::Status) -> Result<()> {
         Some(target) => vec![find(target)?],
         None => registry::entries(),
     };
-    let shown: Vec<_> = entries.into_iter().map(|entry| (state(&entry), entry)).collect();
-    let text = if args.json { json(&shown)? } else { table(&shown) };
+    let shown: Vec<_> = entries
+        .into_iter()
+        .map(|entry| (state(&entry), entry))
+        .collect();
+    let text = if args.json {
+        json(&shown)?
+    } else {
+        table(&shown)
+    };
     let written = std::io::stdout().lock().write_all(text.as_bytes());
     written.map_err(|error| Error::failed(format!("cannot print: {error}")))
 }
@@ -47,7 +54,9 @@ impl State {
 }
 
 fn state(entry: &Entry) -> State {
-    let Some(Ok(mut client)) = entry.nbd_device().map(Client::connect) else { return State::Dead };
+    let Some(Ok(mut client)) = entry.nbd_device().map(Client::connect) else {
+        return State::Dead;
+    };
     match client.ask(&Request::Status, Some(PATIENCE)) {
         Ok(Response::Status(stats)) => State::Attached(stats),
         _ => State::Silent,
@@ -82,7 +91,10 @@ fn table(shown: &[(State, Entry)]) -> String {
         }
     }
     let line = |row: &[String; 6]| {
-        let cells = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}"));
+        let cells = row
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:<width$}"));
         let cells: Vec<_> = cells.collect();
         format!("{}\n", cells.join("  ").trim_end())
     };
@@ -114,5 +126,6 @@ fn json(shown: &[(State, Entry)]) -> Result<String> {
         })
         .collect();
     let text = serde_json::to_string_pretty(&devices);
-    text.map(|text| text + "\n").map_err(|error| Error::failed(error.to_string()))
+    text.map(|text| text + "\n")
+        .map_err(|error| Error::failed(error.to_string()))
 }

@@ -38,8 +38,11 @@ pub fn ensure_driver() -> Result<()> {
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
         Err(error) => format!("modprobe: {error}"),
     };
-    Err(Error::new(Exit::NotFound, format!("the kernel's nbd driver cannot be loaded: {why}"))
-        .hint("try `modprobe nbd`; the kernel needs CONFIG_BLK_DEV_NBD"))
+    Err(Error::new(
+        Exit::NotFound,
+        format!("the kernel's nbd driver cannot be loaded: {why}"),
+    )
+    .hint("try `modprobe nbd`; the kernel needs CONFIG_BLK_DEV_NBD"))
 }
 
 /// The directory of a device in sysfs.
@@ -77,18 +80,31 @@ pub fn size(device: NbdDevice) -> u64 {
 pub fn free_devices() -> Vec<NbdDevice> {
     let entries = fs::read_dir("/sys/block").into_iter().flatten().flatten();
     let mut numbers: Vec<u32> = entries
-        .filter_map(|entry| entry.file_name().to_str()?.strip_prefix("nbd")?.parse().ok())
+        .filter_map(|entry| {
+            entry
+                .file_name()
+                .to_str()?
+                .strip_prefix("nbd")?
+                .parse()
+                .ok()
+        })
         .collect();
     numbers.sort_unstable();
     let devices = numbers.into_iter().filter_map(NbdDevice::new);
-    devices.filter(|device| connected_by(*device).is_none() && size(*device) == 0).collect()
+    devices
+        .filter(|device| connected_by(*device).is_none() && size(*device) == 0)
+        .collect()
 }
 
 /// Lets the kernel send larger requests. A kernel that does not is only slower.
 pub fn allow_large_requests(device: NbdDevice) {
     let queue = directory(device).join("queue");
     let most = fs::read_to_string(queue.join("max_hw_sectors_kb")).unwrap_or_default();
-    let most = most.trim().parse().unwrap_or(MAX_SECTORS_KB).min(MAX_SECTORS_KB);
+    let most = most
+        .trim()
+        .parse()
+        .unwrap_or(MAX_SECTORS_KB)
+        .min(MAX_SECTORS_KB);
     if let Err(error) = fs::write(queue.join("max_sectors_kb"), most.to_string()) {
         tracing::debug!(%device, %error, "cannot raise max_sectors_kb");
     }
@@ -103,7 +119,9 @@ pub fn check_node(device: NbdDevice) -> io::Result<()> {
     if metadata.file_type().is_block_device() && major == NBD_MAJOR {
         return Ok(());
     }
-    Err(io::Error::other(format!("{device} is not an nbd device node")))
+    Err(io::Error::other(format!(
+        "{device} is not an nbd device node"
+    )))
 }
 
 /// A device that nobody else uses, its buffers written out. While it is open,
@@ -134,7 +152,9 @@ pub fn release(device: NbdDevice) -> std::result::Result<Released, NotReleased> 
         }
         Err(error) => return Err(NotReleased::Failed(error)),
     };
-    file.sync_all().and_then(|()| flush_buffers(&file)).map_err(NotReleased::Failed)?;
+    file.sync_all()
+        .and_then(|()| flush_buffers(&file))
+        .map_err(NotReleased::Failed)?;
     Ok(Released(file))
 }
 
@@ -153,19 +173,28 @@ pub fn holder(device: NbdDevice) -> String {
     let partitions = partitions(device);
     let is_ours = |dev: &str, source: &str| {
         Some(dev) == numbers.as_deref()
-            || partitions.iter().any(|(partition, number)| source == partition || dev == number)
+            || partitions
+                .iter()
+                .any(|(partition, number)| source == partition || dev == number)
             || source == device.to_string()
     };
     if let Some(point) = mounted_at(&mounts, is_ours) {
         return format!("{device} is mounted on {point}");
     }
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
-    if swaps.lines().any(|line| line.split(' ').next() == Some(&device.to_string())) {
+    if swaps
+        .lines()
+        .any(|line| line.split(' ').next() == Some(&device.to_string()))
+    {
         return format!("{device} is used as swap");
     }
-    let holders = fs::read_dir(directory(device).join("holders")).into_iter().flatten().flatten();
-    let names: Vec<_> =
-        holders.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    let holders = fs::read_dir(directory(device).join("holders"))
+        .into_iter()
+        .flatten()
+        .flatten();
+    let names: Vec<_> = holders
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .collect();
     if !names.is_empty() {
         return format!("{device} is used by {}", names.join(", "));
     }
@@ -174,7 +203,10 @@ pub fn holder(device: NbdDevice) -> String {
 
 /// The partitions of a device: node and `major:minor`.
 fn partitions(device: NbdDevice) -> Vec<(String, String)> {
-    let entries = fs::read_dir(directory(device)).into_iter().flatten().flatten();
+    let entries = fs::read_dir(directory(device))
+        .into_iter()
+        .flatten()
+        .flatten();
     entries
         .filter_map(|entry| {
             let number = fs::read_to_string(entry.path().join("dev")).ok()?;
@@ -212,6 +244,9 @@ broken line
         assert_eq!(by_number.as_deref(), Some("/mnt/my disk"));
         let by_source = mounted_at(mountinfo, |_, source| source == "/dev/nbd1");
         assert_eq!(by_source.as_deref(), Some("/mnt/btr"));
-        assert_eq!(mounted_at(mountinfo, |_, source| source == "/dev/nbd"), None);
+        assert_eq!(
+            mounted_at(mountinfo, |_, source| source == "/dev/nbd"),
+            None
+        );
     }
 }

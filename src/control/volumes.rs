@@ -22,10 +22,17 @@ pub fn setup(config: &Config, args: &cli::Setup) -> Result<()> {
     block_on(async {
         let store = stack::for_command(store);
         check_vacant(&*store, &volume, args.force).await?;
-        store.create().await.map_err(|error| explain::store(&volume, &error))?;
-        meta::write(&*store, &layout).await.map_err(|error| explain::store(&volume, &error))?;
+        store
+            .create()
+            .await
+            .map_err(|error| explain::store(&volume, &error))?;
+        meta::write(&*store, &layout)
+            .await
+            .map_err(|error| explain::store(&volume, &error))?;
         // What a user relies on from here on is what a reader will find.
-        let written = meta::read(&*store).await.map_err(|error| explain::meta(&volume, &error))?;
+        let written = meta::read(&*store)
+            .await
+            .map_err(|error| explain::meta(&volume, &error))?;
         if written.layout != layout {
             return Err(Error::failed(format!(
                 "volume {}: the container shows other metadata than was written; is somebody \
@@ -43,19 +50,29 @@ pub fn setup(config: &Config, args: &cli::Setup) -> Result<()> {
 fn layout(args: &cli::Setup) -> Result<Layout> {
     let object_size = args.object_size.unwrap_or(u64::from(DEFAULT_OBJECT_SIZE));
     if object_size == 0 || !object_size.is_multiple_of(512) {
-        return Err(Error::usage(format!("object size {object_size} is not a multiple of 512")));
+        return Err(Error::usage(format!(
+            "object size {object_size} is not a multiple of 512"
+        )));
     }
     if object_size > u64::from(MAX_OBJECT_SIZE) {
-        let (asked, most) = (format_size(object_size), format_size(MAX_OBJECT_SIZE.into()));
-        return Err(Error::usage(format!("object size {asked} is more than {most}"))
-            .hint("whole objects are held in memory; sizes from 64 KiB to 4 MiB work well"));
+        let (asked, most) = (
+            format_size(object_size),
+            format_size(MAX_OBJECT_SIZE.into()),
+        );
+        return Err(
+            Error::usage(format!("object size {asked} is more than {most}"))
+                .hint("whole objects are held in memory; sizes from 64 KiB to 4 MiB work well"),
+        );
     }
     let objects = match (args.objects, args.size) {
         (Some(objects), _) => objects,
         (None, Some(size)) if size > 0 && size.is_multiple_of(object_size) => size / object_size,
         (None, size) => {
             let size = size.unwrap_or(0);
-            let next = size.div_ceil(object_size).max(1).saturating_mul(object_size);
+            let next = size
+                .div_ceil(object_size)
+                .max(1)
+                .saturating_mul(object_size);
             return Err(Error::usage(format!(
                 "size {size} is not a multiple of the object size {object_size}"
             ))
@@ -68,7 +85,10 @@ fn layout(args: &cli::Setup) -> Result<Layout> {
         ))
         .hint("choose a larger --object-size"));
     }
-    Ok(Layout { objects, object_size: object_size as u32 })
+    Ok(Layout {
+        objects,
+        object_size: object_size as u32,
+    })
 }
 
 /// Refuses to set up over a volume that is there, unless forced, and over one
@@ -88,7 +108,10 @@ async fn check_vacant(store: &dyn ObjectStore, volume: &Volume, force: bool) -> 
         Err(MetaError::NotAVolume) => {
             let end = format!("{PREFIX}:");
             let data = store.list(PREFIX, &end, 1).await;
-            if data.map_err(|error| explain::store(volume, &error))?.is_empty() {
+            if data
+                .map_err(|error| explain::store(volume, &error))?
+                .is_empty()
+            {
                 return Ok(());
             }
             format!("volume {name}: the container holds the objects of a volume already")
@@ -130,7 +153,8 @@ pub fn list(config: &Config, args: &cli::List) -> Result<()> {
         }
     }
     if args.json {
-        let text = serde_json::to_string_pretty(&shown).map_err(|e| Error::failed(e.to_string()))?;
+        let text =
+            serde_json::to_string_pretty(&shown).map_err(|e| Error::failed(e.to_string()))?;
         writeln!(out, "{text}").map_err(|error| Error::failed(error.to_string()))?;
     }
     match failure {
@@ -180,7 +204,10 @@ pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
                 volume.name, entry.device, entry.pid
             ),
         )
-        .hint(format!("`swiftnbd detach {}` detaches and unlocks it", entry.device)));
+        .hint(format!(
+            "`swiftnbd detach {}` detaches and unlocks it",
+            entry.device
+        )));
     }
     let store = stack::container(&volume).map_err(|error| explain::store(&volume, &error))?;
     let holder = block_on(async { meta::unlock(&*stack::for_command(store), unix_now()).await })

@@ -84,7 +84,11 @@ pub struct Dirty {
 
 impl Slot {
     fn cost(&self) -> usize {
-        let pending = if self.pending.is_empty() { 0 } else { self.pending.cost() + SLOT_COST };
+        let pending = if self.pending.is_empty() {
+            0
+        } else {
+            self.pending.cost() + SLOT_COST
+        };
         pending + self.flight.as_ref().map_or(0, |flight| flight.cost)
     }
 
@@ -127,7 +131,9 @@ impl Dirty {
 
     /// Whether everything below `barrier` is durable.
     pub fn is_durable(&self, barrier: Sequence) -> bool {
-        self.outstanding.first().is_none_or(|(oldest, _)| *oldest >= barrier)
+        self.outstanding
+            .first()
+            .is_none_or(|(oldest, _)| *oldest >= barrier)
     }
 
     /// The dirty state of an object, if it is dirty.
@@ -176,7 +182,9 @@ impl Dirty {
     /// needed, because not all of it was written.
     pub fn claim(&mut self, index: u64) -> bool {
         let size = self.layout.object_size;
-        let Some(slot) = self.slots.get_mut(&index) else { return false };
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return false;
+        };
         debug_assert!(!slot.claimed && !slot.pending.is_empty(), "claimed twice");
         slot.claimed = true;
         self.waiting.remove(&(slot.pending_since, index));
@@ -188,18 +196,29 @@ impl Dirty {
     /// written over `base`. Empty stands for zeros, in both.
     pub fn launch(&mut self, index: u64, base: &Bytes) -> Bytes {
         let size = self.layout.object_size;
-        let Some(slot) = self.slots.get_mut(&index) else { return Bytes::new() };
-        debug_assert!(slot.claimed && slot.flight.is_none(), "launched without a claim");
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return Bytes::new();
+        };
+        debug_assert!(
+            slot.claimed && slot.flight.is_none(),
+            "launched without a claim"
+        );
         let pending = std::mem::take(&mut slot.pending);
         let body = pending.merge(base, size);
         let cost = pending.cost() + SLOT_COST;
-        slot.flight = Some(Flight { body: body.clone(), since: slot.pending_since, cost });
+        slot.flight = Some(Flight {
+            body: body.clone(),
+            since: slot.pending_since,
+            cost,
+        });
         body
     }
 
     /// A flight landed: its content is durable.
     pub fn landed(&mut self, index: u64) {
-        let Some(slot) = self.slots.get_mut(&index) else { return };
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return;
+        };
         if let Some(flight) = slot.flight.take() {
             self.bytes -= flight.cost;
             self.outstanding.remove(&(flight.since, index));
@@ -211,7 +230,9 @@ impl Dirty {
     /// number. It stays claimed until [`Dirty::rested`].
     pub fn failed(&mut self, index: u64) {
         let size = self.layout.object_size;
-        let Some(slot) = self.slots.get_mut(&index) else { return };
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return;
+        };
         let before = slot.cost();
         if let Some(flight) = slot.flight.take() {
             let mut all = Extents::whole(&flight.body, size);
@@ -231,7 +252,9 @@ impl Dirty {
 
     fn unclaim(&mut self, index: u64) {
         let size = self.layout.object_size;
-        let Some(slot) = self.slots.get_mut(&index) else { return };
+        let Some(slot) = self.slots.get_mut(&index) else {
+            return;
+        };
         slot.claimed = false;
         if slot.pending.is_empty() {
             self.slots.remove(&index);
@@ -249,8 +272,14 @@ impl Dirty {
         let mut outstanding = BTreeSet::new();
         let mut waiting = BTreeSet::new();
         for (index, slot) in &self.slots {
-            assert!(!slot.pending.is_empty() || slot.claimed, "an idle clean slot");
-            assert!(slot.flight.is_none() || slot.claimed, "a flight nobody claimed");
+            assert!(
+                !slot.pending.is_empty() || slot.claimed,
+                "an idle clean slot"
+            );
+            assert!(
+                slot.flight.is_none() || slot.claimed,
+                "a flight nobody claimed"
+            );
             if let Some(flight) = &slot.flight {
                 assert!(flight.since < slot.pending_since || slot.pending.is_empty());
                 outstanding.insert((flight.since, *index));
@@ -264,7 +293,10 @@ impl Dirty {
         }
         assert_eq!(outstanding, self.outstanding);
         assert_eq!(waiting, self.waiting);
-        assert_eq!(self.bytes, self.slots.values().map(Slot::cost).sum::<usize>());
+        assert_eq!(
+            self.bytes,
+            self.slots.values().map(Slot::cost).sum::<usize>()
+        );
         for index in &self.whole {
             assert!(!self.slots[index].claimed);
         }
@@ -332,7 +364,10 @@ mod tests {
             match step {
                 Step::Write(index, range, byte) => {
                     let sequence = self.dirty.barrier();
-                    let piece = Piece { index: *index, within: range.clone() };
+                    let piece = Piece {
+                        index: *index,
+                        within: range.clone(),
+                    };
                     let data = vec![byte.unwrap_or(0); range.len()];
                     let content = byte.map_or(Content::Zeros, |_| Content::Data(&data));
                     let before = self.dirty.bytes();
@@ -381,10 +416,16 @@ mod tests {
                     None => stored,
                 };
                 let empty = Extents::default();
-                let pending =
-                    self.dirty.slot(index as u64).map_or(&empty, |slot| &slot.pending);
+                let pending = self
+                    .dirty
+                    .slot(index as u64)
+                    .map_or(&empty, |slot| &slot.pending);
                 let merged = pending.merge(&base, SIZE);
-                let merged = if merged.is_empty() { vec![0; SIZE as usize] } else { merged.to_vec() };
+                let merged = if merged.is_empty() {
+                    vec![0; SIZE as usize]
+                } else {
+                    merged.to_vec()
+                };
                 assert_eq!(merged, wanted, "object {index}");
             }
         }
@@ -396,7 +437,9 @@ mod tests {
                     if self.dirty.is_durable(sequence + 1) {
                         let newer = history.iter().filter(|(number, _)| number >= sequence);
                         assert!(
-                            newer.clone().any(|(_, content)| *content == self.stored[index]),
+                            newer
+                                .clone()
+                                .any(|(_, content)| *content == self.stored[index]),
                             "object {index}: write {sequence} is called durable and is not"
                         );
                     }

@@ -134,7 +134,8 @@ impl Extents {
 
     /// Whether every byte of the range was written.
     pub fn covers(&self, range: Range<u32>) -> bool {
-        self.stretches(range).all(|stretch| !matches!(stretch, Stretch::Hole(_)))
+        self.stretches(range)
+            .all(|stretch| !matches!(stretch, Stretch::Hole(_)))
     }
 
     /// Whether all `size` bytes of the object were written with zeros.
@@ -144,18 +145,30 @@ impl Extents {
 
     /// The range, cut into what was written and what was not, in order.
     pub fn stretches(&self, range: Range<u32>) -> impl Iterator<Item = Stretch<'_>> {
-        let before = self.map.range(..=range.start).next_back().map(|(at, _)| *at);
-        let mut entries = self.map.range(before.unwrap_or(range.start)..range.end).peekable();
+        let before = self
+            .map
+            .range(..=range.start)
+            .next_back()
+            .map(|(at, _)| *at);
+        let mut entries = self
+            .map
+            .range(before.unwrap_or(range.start)..range.end)
+            .peekable();
         let mut at = range.start;
         std::iter::from_fn(move || {
-            while entries.peek().is_some_and(|(start, content)| **start + content.len() <= at) {
+            while entries
+                .peek()
+                .is_some_and(|(start, content)| **start + content.len() <= at)
+            {
                 entries.next();
             }
             if at >= range.end {
                 return None;
             }
             let Some((start, content)) = entries.peek() else {
-                return Some(Stretch::Hole(std::mem::replace(&mut at, range.end)..range.end));
+                return Some(Stretch::Hole(
+                    std::mem::replace(&mut at, range.end)..range.end,
+                ));
             };
             if **start > at {
                 return Some(Stretch::Hole(std::mem::replace(&mut at, **start)..**start));
@@ -186,7 +199,11 @@ impl Extents {
                 }
             }
         }
-        if is_zero(&body) { Bytes::new() } else { body.into() }
+        if is_zero(&body) {
+            Bytes::new()
+        } else {
+            body.into()
+        }
     }
 
     fn insert(&mut self, start: u32, content: Content) {
@@ -209,9 +226,15 @@ impl Extents {
             Some((start, content)) if start + content.len() > range.start => *start,
             _ => range.start,
         };
-        let touched: Vec<u32> = self.map.range(first..range.end).map(|(start, _)| *start).collect();
+        let touched: Vec<u32> = self
+            .map
+            .range(first..range.end)
+            .map(|(start, _)| *start)
+            .collect();
         for start in touched {
-            let Some(mut content) = self.remove(start) else { continue };
+            let Some(mut content) = self.remove(start) else {
+                continue;
+            };
             let end = start + content.len();
             if end > range.end {
                 self.insert(range.end, content.tail(range.end - start));
@@ -228,7 +251,9 @@ impl Extents {
 pub fn is_zero(data: &[u8]) -> bool {
     // Blocks of a fixed size let the compiler use wide registers.
     let (blocks, rest) = data.as_chunks::<64>();
-    blocks.iter().all(|block| block.iter().fold(0, |or, byte| or | byte) == 0)
+    blocks
+        .iter()
+        .all(|block| block.iter().fold(0, |or, byte| or | byte) == 0)
         && rest.iter().all(|byte| *byte == 0)
 }
 

@@ -35,7 +35,7 @@ pub struct Piece {
 
 impl Piece {
     /// Length in bytes.
-    pub fn len(&self) -> usize {
+    pub fn length(&self) -> usize {
         self.within.len()
     }
 
@@ -78,7 +78,10 @@ impl Layout {
             let (index, start) = (at / size, at % size);
             let stop = size.min(start + (end - at));
             at += stop - start;
-            Some(Piece { index, within: start as u32..stop as u32 })
+            Some(Piece {
+                index,
+                within: start as u32..stop as u32,
+            })
         })
     }
 }
@@ -90,7 +93,10 @@ mod tests {
 
     #[test]
     fn names_are_the_originals() {
-        let layout = Layout { objects: 16384, object_size: 65536 };
+        let layout = Layout {
+            objects: 16384,
+            object_size: 65536,
+        };
         assert_eq!(layout.size(), 1 << 30);
         assert_eq!(layout.name(0), "disk.part/00000000");
         assert_eq!(layout.name(16383), "disk.part/00016383");
@@ -120,7 +126,7 @@ mod tests {
                 prop_assert!(piece.index < objects);
                 let start = piece.index * u64::from(object_size) + u64::from(piece.within.start);
                 prop_assert_eq!(start, at);
-                at += piece.len() as u64;
+                at += piece.length() as u64;
             }
             prop_assert_eq!(at, to);
         }

@@ -107,7 +107,11 @@ fn utc(unix_seconds: u64) -> String {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let month = if month_from_march < 10 {
+        month_from_march + 3
+    } else {
+        month_from_march - 9
+    };
     let year = era * 400 + year_of_era + u64::from(month <= 2);
     let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
@@ -116,20 +120,33 @@ fn utc(unix_seconds: u64) -> String {
 impl Volume {
     /// Reads a container's metadata.
     pub fn parse(metadata: &Metadata) -> Result<Volume, MetaError> {
-        let text = |key: &str| metadata.get(key).map(|value| value.trim()).filter(|v| !v.is_empty());
+        let text = |key: &str| {
+            metadata
+                .get(key)
+                .map(|value| value.trim())
+                .filter(|v| !v.is_empty())
+        };
         match text(VERSION) {
             Some("1") => {}
             Some(other) => return Err(MetaError::UnknownVersion(other.to_owned())),
             None if text(OBJECTS).or(text(OBJECT_SIZE)).is_none() => {
                 return Err(MetaError::NotAVolume);
             }
-            None => return Err(MetaError::Damaged { key: "Version", value: None }),
+            None => {
+                return Err(MetaError::Damaged {
+                    key: "Version",
+                    value: None,
+                });
+            }
         }
         let number = |key: &'static str, name: &'static str, most: u64| {
             let value = text(key);
             match value.and_then(|value| value.parse::<u64>().ok()) {
                 Some(number) if (1..=most).contains(&number) => Ok(number),
-                _ => Err(MetaError::Damaged { key: name, value: value.map(str::to_owned) }),
+                _ => Err(MetaError::Damaged {
+                    key: name,
+                    value: value.map(str::to_owned),
+                }),
             }
         };
         let layout = Layout {
@@ -221,8 +238,10 @@ async fn set_client(
     last: Option<&Holder>,
 ) -> Result<(), StoreError> {
     let last = last.map_or(String::new(), |last| last.0.clone());
-    let changes =
-        Metadata::from([(CLIENT.to_owned(), client.to_owned()), (LAST.to_owned(), last)]);
+    let changes = Metadata::from([
+        (CLIENT.to_owned(), client.to_owned()),
+        (LAST.to_owned(), last),
+    ]);
     store.set_metadata(&changes).await
 }
 
@@ -231,7 +250,10 @@ mod tests {
     use super::*;
 
     fn metadata(pairs: &[(&str, &str)]) -> Metadata {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     }
 
     #[test]
@@ -245,20 +267,41 @@ mod tests {
             ("other", "kept"),
         ]))
         .unwrap();
-        assert_eq!(volume.layout, Layout { objects: 16384, object_size: 65536 });
+        assert_eq!(
+            volume.layout,
+            Layout {
+                objects: 16384,
+                object_size: 65536
+            }
+        );
         let client = volume.client.unwrap();
         assert_eq!(client.parts(), ("10.0.0.7:10811", Some(1_385_853_264)));
-        assert_eq!(client.to_string(), "10.0.0.7:10811 since 2013-11-30 23:14:24 UTC");
+        assert_eq!(
+            client.to_string(),
+            "10.0.0.7:10811 since 2013-11-30 23:14:24 UTC"
+        );
         assert_eq!(volume.last.unwrap().parts(), ("ctl", Some(1_385_853_000)));
     }
 
     #[test]
     fn damage_is_named() {
         let table: &[(&[(&str, &str)], &str)] = &[
-            (&[], "it is not a swiftnbd volume: its metadata has no Swiftnbd-Version"),
-            (&[("swiftnbd-version", "2")], "it is a volume of format \"2\", which"),
-            (&[("swiftnbd-objects", "5")], "damaged: Swiftnbd-Version is missing"),
-            (&[("swiftnbd-version", "1")], "damaged: Swiftnbd-Objects is missing"),
+            (
+                &[],
+                "it is not a swiftnbd volume: its metadata has no Swiftnbd-Version",
+            ),
+            (
+                &[("swiftnbd-version", "2")],
+                "it is a volume of format \"2\", which",
+            ),
+            (
+                &[("swiftnbd-objects", "5")],
+                "damaged: Swiftnbd-Version is missing",
+            ),
+            (
+                &[("swiftnbd-version", "1")],
+                "damaged: Swiftnbd-Objects is missing",
+            ),
             (
                 &[("swiftnbd-version", "1"), ("swiftnbd-objects", "16384")],
                 "damaged: Swiftnbd-Object-Size is missing",

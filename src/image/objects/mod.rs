@@ -174,7 +174,12 @@ fn body_cache(bytes: u64, object: u64) -> BodyCache {
         .weight_capacity(bytes)
         .build()
         .unwrap_or_else(|error| unreachable!("cache options are all set: {error}"));
-    Cache::with_options(options, Weigher, BuildHasherDefault::default(), DefaultLifecycle::default())
+    Cache::with_options(
+        options,
+        Weigher,
+        BuildHasherDefault::default(),
+        DefaultLifecycle::default(),
+    )
 }
 
 impl Shared {
@@ -185,7 +190,11 @@ impl Shared {
     }
 
     fn check_open(&self) -> Result<(), ImageError> {
-        if self.closed.load(Ordering::Acquire) { Err(ImageError::Closed) } else { Ok(()) }
+        if self.closed.load(Ordering::Acquire) {
+            Err(ImageError::Closed)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -237,6 +246,9 @@ impl Image for Objects {
 
     fn stats(&self) -> Stats {
         let dirty_bytes = self.shared.state().dirty.bytes() as u64;
-        Stats { dirty_bytes, cached_bytes: self.shared.cache.weight() }
+        Stats {
+            dirty_bytes,
+            cached_bytes: self.shared.cache.weight(),
+        }
     }
 }

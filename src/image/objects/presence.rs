@@ -35,12 +35,19 @@ struct Window {
 
 impl Window {
     fn new() -> Window {
-        Window { listed: false, bits: Box::new([0; (WINDOW / 64) as usize]) }
+        Window {
+            listed: false,
+            bits: Box::new([0; (WINDOW / 64) as usize]),
+        }
     }
 
     fn set(&mut self, index: u64, present: bool) {
         let (word, bit) = ((index % WINDOW / 64) as usize, 1 << (index % 64));
-        if present { self.bits[word] |= bit } else { self.bits[word] &= !bit }
+        if present {
+            self.bits[word] |= bit
+        } else {
+            self.bits[word] &= !bit
+        }
     }
 
     fn get(&self, index: u64) -> bool {
@@ -51,22 +58,24 @@ impl Window {
 impl Presence {
     /// Nothing is known.
     pub fn new(layout: Layout) -> Presence {
-        Presence { layout, windows: Mutex::default() }
+        Presence {
+            layout,
+            windows: Mutex::default(),
+        }
     }
 
     /// We stored or deleted this object.
     pub fn set(&self, index: u64, present: bool) {
         let mut windows = self.windows();
         make_room(&mut windows, index / WINDOW);
-        windows.entry(index / WINDOW).or_insert_with(Window::new).set(index, present);
+        windows
+            .entry(index / WINDOW)
+            .or_insert_with(Window::new)
+            .set(index, present);
     }
 
     /// Whether the object may exist. Lists the window around it the first time.
-    pub async fn may_exist(
-        &self,
-        store: &dyn ObjectStore,
-        index: u64,
-    ) -> Result<bool, StoreError> {
+    pub async fn may_exist(&self, store: &dyn ObjectStore, index: u64) -> Result<bool, StoreError> {
         let number = index / WINDOW;
         if let Some(window) = self.windows().get(&number).filter(|window| window.listed) {
             return Ok(window.get(index));
@@ -94,7 +103,10 @@ impl Presence {
         let mut found = Vec::new();
         for _ in 0..MAX_PAGES {
             let page = store.list(&after, &before, PAGE).await?;
-            found.extend(page.iter().filter_map(|entry| self.layout.index(&entry.name)));
+            found.extend(
+                page.iter()
+                    .filter_map(|entry| self.layout.index(&entry.name)),
+            );
             match page.last() {
                 Some(last) if page.len() == PAGE => after.clone_from(&last.name),
                 _ => break,

@@ -50,13 +50,19 @@ pub struct Fetches {
 
 impl Default for Fetches {
     fn default() -> Fetches {
-        Fetches { running: ByIndex::default(), next: 0, uploads: Box::new([0; BUCKETS]) }
+        Fetches {
+            running: ByIndex::default(),
+            next: 0,
+            uploads: Box::new([0; BUCKETS]),
+        }
     }
 }
 
 impl std::fmt::Debug for Fetches {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Fetches").field("running", &self.running.len()).finish_non_exhaustive()
+        f.debug_struct("Fetches")
+            .field("running", &self.running.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -132,7 +138,10 @@ async fn read_piece(shared: &Arc<Shared>, piece: Piece) -> Result<Vec<Bytes>, Im
         }
         let (uploads, fetch) = {
             let mut state = shared.state();
-            (state.fetches.uploads(piece.index), fetch(shared, &mut state, piece.index))
+            (
+                state.fetches.uploads(piece.index),
+                fetch(shared, &mut state, piece.index),
+            )
         };
         let body = fetch.await?;
         let state = shared.state();
@@ -213,7 +222,12 @@ async fn run_fetch(shared: Arc<Shared>, index: u64, number: u64) -> Result<Bytes
     let result = get(&shared, index).await;
     let mut state = shared.state();
     // Another number, or none: an upload ended meanwhile and this is outdated.
-    if state.fetches.running.get(&index).is_some_and(|(current, _)| *current == number) {
+    if state
+        .fetches
+        .running
+        .get(&index)
+        .is_some_and(|(current, _)| *current == number)
+    {
         state.fetches.running.remove(&index);
         if let Ok(body) = &result {
             shared.cache.insert(index, body.clone());
@@ -223,7 +237,11 @@ async fn run_fetch(shared: Arc<Shared>, index: u64, number: u64) -> Result<Bytes
 }
 
 async fn get(shared: &Shared, index: u64) -> Result<Bytes, ImageError> {
-    let _permit = shared.fetches.acquire().await.map_err(|_| ImageError::Closed)?;
+    let _permit = shared
+        .fetches
+        .acquire()
+        .await
+        .map_err(|_| ImageError::Closed)?;
     let name = shared.layout.name(index);
     match shared.store.get(&name).await {
         Ok(body) if body.len() == shared.layout.object_size as usize => Ok(body),
@@ -260,15 +278,28 @@ impl Streams {
             if self.recent.len() == STREAMS {
                 self.recent.pop_back();
             }
-            self.recent.push_front(Stream { next: end, asked: end, window: 0 });
+            self.recent.push_front(Stream {
+                next: end,
+                asked: end,
+                window: 0,
+            });
             return end..end;
         };
-        let Some(mut stream) = self.recent.remove(at) else { return end..end };
-        stream.window = (stream.window * 2).max(end - offset).max(128 << 10).min(most);
+        let Some(mut stream) = self.recent.remove(at) else {
+            return end..end;
+        };
+        stream.window = (stream.window * 2)
+            .max(end - offset)
+            .max(128 << 10)
+            .min(most);
         let from = stream.asked.max(end);
         let to = end + stream.window;
         // Ask in strides, not for a sliver at each small read.
-        let ask = if from + stream.window / 2 <= to { from..to } else { from..from };
+        let ask = if from + stream.window / 2 <= to {
+            from..to
+        } else {
+            from..from
+        };
         (stream.next, stream.asked) = (end, ask.end);
         self.recent.push_front(stream);
         ask
@@ -286,7 +317,10 @@ fn read_ahead(shared: &Arc<Shared>, offset: u64, length: u32) {
     }
     for piece in shared.layout.pieces(ask.start, ask.end - ask.start) {
         let index = piece.index;
-        let in_memory = state.dirty.slot(index).is_some_and(|slot| slot.covers(piece.within))
+        let in_memory = state
+            .dirty
+            .slot(index)
+            .is_some_and(|slot| slot.covers(piece.within))
             || shared.cache.contains_key(&index);
         if !in_memory {
             drop(fetch(shared, &mut state, index));
@@ -304,7 +338,11 @@ mod tests {
         let most = 1 << 20;
         for offset in [0, 4 << 20, 1 << 20, 9 << 20, 40960] {
             let end = offset + 4096;
-            assert_eq!(streams.note(offset, end, most), end..end, "random at {offset}");
+            assert_eq!(
+                streams.note(offset, end, most),
+                end..end,
+                "random at {offset}"
+            );
         }
         let mut asked = 0;
         let mut offset = 44 << 10;
@@ -313,7 +351,10 @@ mod tests {
             let end = offset + 4096;
             let range = streams.note(offset, end, most);
             if !range.is_empty() {
-                assert!(asked == 0 || range.start == asked, "asked twice or left a gap");
+                assert!(
+                    asked == 0 || range.start == asked,
+                    "asked twice or left a gap"
+                );
                 assert!(range.end - end <= most, "further ahead than allowed");
                 asked = range.end;
             }

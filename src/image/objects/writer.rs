@@ -26,8 +26,8 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 pub async fn write(shared: &Shared, offset: u64, data: &Bytes) -> Result<(), ImageError> {
     let mut at = 0;
     for piece in shared.layout.pieces(offset, data.len() as u64) {
-        let part = &data[at..at + piece.len()];
-        at += piece.len();
+        let part = &data[at..at + piece.length()];
+        at += piece.length();
         put(shared, &piece, Content::Data(part)).await?;
     }
     Ok(())
@@ -215,10 +215,17 @@ async fn upload(shared: Arc<Shared>, index: u64, needs_base: bool) {
 }
 
 async fn try_upload(shared: &Arc<Shared>, index: u64, needs_base: bool) -> Result<(), ImageError> {
-    let base = if needs_base { reader::base(shared, index).await? } else { Bytes::new() };
+    let base = if needs_base {
+        reader::base(shared, index).await?
+    } else {
+        Bytes::new()
+    };
     let body = shared.state().dirty.launch(index, &base);
     drop(base);
-    debug_assert!(body.is_empty() || !extents::is_zero(&body), "zeros are not stored");
+    debug_assert!(
+        body.is_empty() || !extents::is_zero(&body),
+        "zeros are not stored"
+    );
     let name = shared.layout.name(index);
     if body.is_empty() {
         shared.store.delete(&name).await?;
