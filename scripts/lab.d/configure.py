@@ -1,0 +1,134 @@
+"""Write the rings and configuration files of one lab.
+
+configure.py DIR < DIR/servers   (lines "NAME PORT"; run by scripts/lab)
+"""
+import os
+import pwd
+import sys
+
+from swift.common.ring import RingBuilder
+
+KINDS = ("account", "container", "object")
+HOST = "127.0.0.1"
+
+SWIFT = """\
+[swift-hash]
+swift_hash_path_suffix = swiftnbd-lab
+
+[storage-policy:0]
+name = lab
+default = yes
+"""
+
+# Servers log to stderr (--verbose), which scripts/lab sends to a file. Swift
+# cannot be kept from logging to syslog too, so that goes to a port where
+# nobody listens: the server's own, as UDP.
+# workers = 0: one process a server.
+DEFAULT = """\
+[DEFAULT]
+bind_ip = {host}
+bind_port = {port}
+bind_timeout = 2
+workers = 0
+user = {user}
+swift_dir = {dir}/etc
+log_udp_host = {host}
+log_udp_port = {port}
+"""
+
+BACKEND = DEFAULT + """\
+devices = {dir}/node{number}
+mount_check = false
+fallocate_reserve = 0
+db_preallocation = off
+log_requests = false
+
+[pipeline:main]
+pipeline = healthcheck {kind}-server
+
+[filter:healthcheck]
+use = egg:swift#healthcheck
+
+[app:{kind}-server]
+use = egg:swift#{kind}
+"""
+
+PROXY = DEFAULT + """\
+
+[pipeline:main]
+pipeline = catch_errors gatekeeper healthcheck proxy-logging cache \
+listing_formats bulk tempauth copy container-quotas account-quotas slo dlo \
+proxy-logging proxy-server
+
+[app:proxy-server]
+use = egg:swift#proxy
+account_autocreate = true
+# By default requests go on failing for a minute after a node is back.
+error_suppression_interval = 2
+
+[filter:cache]
+use = egg:swift#memcache
+memcache_servers = {host}:{memcached}
+error_suppression_interval = 2
+
+[filter:tempauth]
+use = egg:swift#tempauth
+token_life = 86400
+user_test_tester = testing .admin
+user_test_reader = reading .reseller_reader
+"""
+
+FILTERS = {
+    "catch_errors": "catch_errors",
+    "gatekeeper": "gatekeeper",
+    "healthcheck": "healthcheck",
+    "proxy-logging": "proxy_logging",
+    "listing_formats": "listing_formats",
+    "bulk": "bulk",
+    "copy": "copy",
+    "container-quotas": "container_quotas",
+    "account-quotas": "account_quotas",
+    "slo": "slo",
+    "dlo": "dlo",
+}
+
+
+def main(directory):
+    ports = dict(line.split() for line in sys.stdin)
+    replicas = sum(name.startswith("object") for name in ports)
+    etc = os.path.join(directory, "etc")
+    common = {
+        "dir": directory,
+        "host": HOST,
+        "user": pwd.getpwuid(os.geteuid()).pw_name,  # Swift would become "swift"
+    }
+
+    def write(name, text):
+        with open(os.path.join(etc, name), "w") as file:
+            file.write(text)
+
+    os.makedirs(etc, exist_ok=True)
+    write("swift.conf", SWIFT)
+    proxy = PROXY.format(port=ports["proxy"], memcached=ports["memcached"], **common)
+    for name, egg in FILTERS.items():
+        proxy += f"\n[filter:{name}]\nuse = egg:swift#{egg}\n"
+    write("proxy.conf", proxy)
+
+    for kind in KINDS:
+        # 16 partitions; one device a replica, so there are no handoffs.
+        builder = RingBuilder(4, replicas, 0)
+        for number in range(1, replicas + 1):
+            name = f"{kind}{number}"
+            port = int(ports[name])
+            device = f"d{number}"
+            write(name + ".conf", BACKEND.format(port=port, number=number, kind=kind, **common))
+            os.makedirs(os.path.join(directory, f"node{number}", device), exist_ok=True)
+            builder.add_dev({
+                "region": 1, "zone": number, "weight": 1.0, "device": device,
+                "ip": HOST, "port": port, "replication_ip": HOST, "replication_port": port,
+            })
+        builder.rebalance(seed="swiftnbd")
+        builder.get_ring().save(os.path.join(etc, kind + ".ring.gz"))
+
+
+main(sys.argv[1])
