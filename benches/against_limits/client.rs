@@ -68,14 +68,26 @@ impl Client {
         to.write_all(&hello).await?;
         let mut export = [0; 10];
         from.read_exact(&mut export).await?;
-        Ok(Client { from, to, rng: fastrand::Rng::with_seed(7) })
+        Ok(Client {
+            from,
+            to,
+            rng: fastrand::Rng::with_seed(7),
+        })
     }
 
     /// Writes, then flushes. How long both took together.
     pub async fn write(&mut self, pattern: Pattern, depth: usize) -> Result<Duration, Failure> {
         let start = Instant::now();
         self.run(WRITE, pattern, depth).await?;
-        self.run(FLUSH, Pattern::Sequential { size: 0, request: 1 }, 1).await?;
+        self.run(
+            FLUSH,
+            Pattern::Sequential {
+                size: 0,
+                request: 1,
+            },
+            1,
+        )
+        .await?;
         Ok(start.elapsed())
     }
 
@@ -87,16 +99,31 @@ impl Client {
 
     async fn run(&mut self, command: u16, pattern: Pattern, depth: usize) -> Result<(), Failure> {
         let count = if command == FLUSH { 1 } else { pattern.count() };
-        let request = if command == FLUSH { 0 } else { pattern.request() };
+        let request = if command == FLUSH {
+            0
+        } else {
+            pattern.request()
+        };
         let places = Semaphore::new(depth);
         let (from, to, rng) = (&mut self.from, &mut self.to, &mut self.rng);
         // Data that does not compress, made before the clock matters much.
-        let mut data = vec![0; if command == WRITE { request as usize + 4096 } else { 0 }];
+        let mut data = vec![
+            0;
+            if command == WRITE {
+                request as usize + 4096
+            } else {
+                0
+            }
+        ];
         rng.fill(&mut data);
         let send = async {
             for at in 0..count {
                 places.acquire().await?.forget();
-                let offset = if command == FLUSH { 0 } else { pattern.offset(at, rng) };
+                let offset = if command == FLUSH {
+                    0
+                } else {
+                    pattern.offset(at, rng)
+                };
                 let mut message = Vec::with_capacity(28);
                 message.extend_from_slice(&0x2560_9513u32.to_be_bytes());
                 message.extend_from_slice(&0u16.to_be_bytes());
@@ -117,7 +144,11 @@ impl Client {
             for _ in 0..count {
                 let mut reply = [0; 16];
                 from.read_exact(&mut reply).await?;
-                assert_eq!(reply[..8], [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0], "an error reply");
+                assert_eq!(
+                    reply[..8],
+                    [0x67, 0x44, 0x66, 0x98, 0, 0, 0, 0],
+                    "an error reply"
+                );
                 from.read_exact(&mut body).await?;
                 places.add_permits(1);
             }

@@ -57,11 +57,17 @@ async fn streaming(plain: &Plain, object_size: u64, size: u64) -> Result<(), Fai
         let read = client.read(pattern, 8).await?;
         let gib = size as f64 / (1 << 30) as f64;
         writes.add(rate(size, write), rate(size, put), cpu / gib);
-        reads.add(rate(size, read), rate(size, get), server.cpu_seconds() / gib);
+        reads.add(
+            rate(size, read),
+            rate(size, get),
+            server.cpu_seconds() / gib,
+        );
         server.end().await?;
     }
     let kib = object_size >> 10;
-    writes.print(&format!("sequential write, durable, {kib} KiB objects, MiB/s"));
+    writes.print(&format!(
+        "sequential write, durable, {kib} KiB objects, MiB/s"
+    ));
     reads.print(&format!("sequential read, cold, {kib} KiB objects, MiB/s"));
     Ok(())
 }
@@ -76,7 +82,16 @@ async fn random_writes(plain: &Plain) -> Result<(), Failure> {
         plain.clean().await?;
         let server = Server::on_swift(object_size, size).await?;
         let mut client = Client::connect(server.socket()).await?;
-        let time = client.write(Pattern::Random { size, request: 4096, count }, DEPTH).await?;
+        let time = client
+            .write(
+                Pattern::Random {
+                    size,
+                    request: 4096,
+                    count,
+                },
+                DEPTH,
+            )
+            .await?;
         let per_second = count as f64 / time.as_secs_f64();
         let limit = (size / object_size) as f64 / put.as_secs_f64();
         let gib = (count * 4096) as f64 / (1 << 30) as f64;
@@ -91,7 +106,11 @@ async fn random_writes(plain: &Plain) -> Result<(), Failure> {
 async fn hot_reads() -> Result<(), Failure> {
     let (size, count) = (32 * MIB, 400_000u64);
     let fill = Pattern::Sequential { size, request: MIB };
-    let reads = Pattern::Random { size, request: 4096, count };
+    let reads = Pattern::Random {
+        size,
+        request: 4096,
+        count,
+    };
     let server = Server::on_swift(64 << 10, size).await?;
     let nbdkit = Nbdkit::memory(size).await?;
     let mut ours = Client::connect(server.socket()).await?;
@@ -107,7 +126,11 @@ async fn hot_reads() -> Result<(), Failure> {
         let cpu = server.cpu_seconds() - before;
         let base = limit.read(reads, DEPTH).await?;
         let gib = (count * 4096) as f64 / (1 << 30) as f64;
-        ratios.add(count as f64 / time.as_secs_f64(), count as f64 / base.as_secs_f64(), cpu / gib);
+        ratios.add(
+            count as f64 / time.as_secs_f64(),
+            count as f64 / base.as_secs_f64(),
+            cpu / gib,
+        );
     }
     ratios.print("hot 4 KiB random read QD32, IOPS (limit: nbdkit memory)");
     server.end().await
@@ -135,7 +158,12 @@ impl Ratios {
     }
 
     fn print(&mut self, what: &str) {
-        for values in [&mut self.ours, &mut self.limits, &mut self.ratios, &mut self.cpu] {
+        for values in [
+            &mut self.ours,
+            &mut self.limits,
+            &mut self.ratios,
+            &mut self.cpu,
+        ] {
             values.sort_by(f64::total_cmp);
         }
         let middle = self.ours.len() / 2;

@@ -37,7 +37,12 @@ impl Plain {
             .await?
             .error_for_status()?;
         let header = |name: &str| -> Result<String, Failure> {
-            Ok(answer.headers().get(name).ok_or("no such header")?.to_str()?.to_owned())
+            Ok(answer
+                .headers()
+                .get(name)
+                .ok_or("no such header")?
+                .to_str()?
+                .to_owned())
         };
         let plain = Plain {
             storage: header("X-Storage-Url")?,
@@ -55,14 +60,16 @@ impl Plain {
         fastrand::Rng::with_seed(1).fill(&mut body);
         let body = Bytes::from(body);
         let start = Instant::now();
-        self.each(size / object_size, reqwest::Method::PUT, Some(body)).await?;
+        self.each(size / object_size, reqwest::Method::PUT, Some(body))
+            .await?;
         Ok(start.elapsed())
     }
 
     /// Gets them again.
     pub async fn get(&self, object_size: u64, size: u64) -> Result<Duration, Failure> {
         let start = Instant::now();
-        self.each(size / object_size, reqwest::Method::GET, None).await?;
+        self.each(size / object_size, reqwest::Method::GET, None)
+            .await?;
         Ok(start.elapsed())
     }
 
@@ -71,7 +78,12 @@ impl Plain {
         let url = format!("{}/{CONTAINER}?limit=10000", self.storage);
         let listing = self.send(reqwest::Method::GET, url, None).await?;
         let listing = String::from_utf8(listing.to_vec())?;
-        self.each(listing.lines().count() as u64, reqwest::Method::DELETE, None).await
+        self.each(
+            listing.lines().count() as u64,
+            reqwest::Method::DELETE,
+            None,
+        )
+        .await
     }
 
     async fn each(
@@ -117,7 +129,9 @@ async fn send(
     url: String,
     body: Option<Bytes>,
 ) -> Result<Bytes, Failure> {
-    let mut request = client.request(method.clone(), url).header("X-Auth-Token", token);
+    let mut request = client
+        .request(method.clone(), url)
+        .header("X-Auth-Token", token);
     if let Some(body) = body {
         request = request.header("ETag", hex(&body)).body(body);
     }
@@ -125,7 +139,10 @@ async fn send(
         request = request.header("X-Newest", "true");
     }
     let answer = request.send().await?.error_for_status()?;
-    let tag = answer.headers().get("ETag").and_then(|tag| Some(tag.to_str().ok()?.to_owned()));
+    let tag = answer
+        .headers()
+        .get("ETag")
+        .and_then(|tag| Some(tag.to_str().ok()?.to_owned()));
     let body = answer.bytes().await?;
     if let (reqwest::Method::GET, Some(tag)) = (method, tag) {
         assert_eq!(tag, hex(&body), "damaged");
@@ -134,5 +151,8 @@ async fn send(
 }
 
 fn hex(body: &[u8]) -> String {
-    Md5::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
+    Md5::digest(body)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
 }

@@ -48,7 +48,13 @@ impl Server {
         std::fs::write(&path, config)?;
         std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
         let done = swiftnbd(directory.path())
-            .args(["setup", VOLUME, &objects, "--object-size", &object_size.to_string()])
+            .args([
+                "setup",
+                VOLUME,
+                &objects,
+                "--object-size",
+                &object_size.to_string(),
+            ])
             .status()?;
         assert!(done.success(), "setup: {done}");
         Server::start(directory).await
@@ -62,7 +68,11 @@ impl Server {
             .stderr(Stdio::null())
             .spawn()?;
         wait_for(&socket).await?;
-        Ok(Server { process: Running(process), directory, socket })
+        Ok(Server {
+            process: Running(process),
+            directory,
+            socket,
+        })
     }
 
     pub fn socket(&self) -> &Path {
@@ -94,7 +104,10 @@ impl Server {
         // proc(5): utime and stime are fields 14 and 15; the name may hold blanks.
         let after_name = stat.rsplit(')').next().unwrap_or_default();
         let ticks = after_name.split_whitespace().skip(11).take(2);
-        ticks.filter_map(|field| field.parse::<f64>().ok()).sum::<f64>() / 100.0
+        ticks
+            .filter_map(|field| field.parse::<f64>().ok())
+            .sum::<f64>()
+            / 100.0
     }
 }
 
@@ -119,7 +132,10 @@ impl Nbdkit {
             .arg("memory")
             .arg(size.to_string())
             .spawn()?;
-        let nbdkit = Nbdkit { _process: Running(process), directory };
+        let nbdkit = Nbdkit {
+            _process: Running(process),
+            directory,
+        };
         wait_for(&nbdkit.socket()).await?;
         Ok(nbdkit)
     }

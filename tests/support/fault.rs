@@ -133,10 +133,18 @@ impl FaultStore {
         let mut dice = rng.u32(0..1000);
         let mut hit = |often: u32| {
             let hit = dice < often;
-            dice = if hit { u32::MAX } else { dice.saturating_sub(often) };
+            dice = if hit {
+                u32::MAX
+            } else {
+                dice.saturating_sub(often)
+            };
             hit
         };
-        let fate = |(arrives, applied_after), answer| Fate { arrives, applied_after, answer };
+        let fate = |(arrives, applied_after), answer| Fate {
+            arrives,
+            applied_after,
+            answer,
+        };
         if world.down.load(Ordering::SeqCst) || hit(faults.refused) {
             return fate((None, None), Answer::Refused);
         }
@@ -144,7 +152,10 @@ impl FaultStore {
             return fate((quick.0, None), Answer::Unavailable);
         }
         if hit(faults.late) {
-            return fate((quick.0, Some(millis(&mut rng, lifetime))), Answer::Unavailable);
+            return fate(
+                (quick.0, Some(millis(&mut rng, lifetime))),
+                Answer::Unavailable,
+            );
         }
         if hit(faults.unanswered) {
             let applied = rng.bool().then(|| millis(&mut rng, 20));
@@ -223,10 +234,14 @@ impl FaultStore {
 impl World {
     /// Carries a request through. Whether it was applied.
     async fn perform(&self, fate: Fate, proxy: usize, name: &str, body: Option<Bytes>) -> bool {
-        let Some(arrives) = fate.arrives else { return false };
+        let Some(arrives) = fate.arrives else {
+            return false;
+        };
         sleep(arrives).await;
         let timestamp = (self.started.elapsed() + self.skews[proxy]).as_micros() as u64;
-        let Some(applied_after) = fate.applied_after else { return false };
+        let Some(applied_after) = fate.applied_after else {
+            return false;
+        };
         sleep(applied_after).await;
         {
             let mut newest = self.newest.lock().unwrap();

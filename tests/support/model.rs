@@ -45,10 +45,18 @@ pub fn sector(tag: Tag) -> [u8; SECTOR as usize] {
 
 /// The tags of whole sectors; panics at one that is torn.
 pub fn tags(data: &[u8]) -> Vec<Tag> {
-    assert!((data.len() as u64).is_multiple_of(SECTOR), "{} bytes were read", data.len());
+    assert!(
+        (data.len() as u64).is_multiple_of(SECTOR),
+        "{} bytes were read",
+        data.len()
+    );
     let read = data.chunks(SECTOR as usize).map(|bytes| {
         let tag = Tag::from_le_bytes(bytes[..8].try_into().unwrap());
-        assert!(bytes == sector(tag), "a torn sector, it begins with {:x?}", &bytes[..16]);
+        assert!(
+            bytes == sector(tag),
+            "a torn sector, it begins with {:x?}",
+            &bytes[..16]
+        );
         tag
     });
     read.collect()
@@ -57,8 +65,15 @@ pub fn tags(data: &[u8]) -> Vec<Tag> {
 impl Model {
     /// A volume of zeros.
     pub fn new(sectors: usize) -> Model {
-        let zero = Entry { operation: 0, tags: BTreeSet::from([0]) };
-        Model { history: vec![vec![zero]; sectors], answered: vec![1; sectors], next: 1 }
+        let zero = Entry {
+            operation: 0,
+            tags: BTreeSet::from([0]),
+        };
+        Model {
+            history: vec![vec![zero]; sectors],
+            answered: vec![1; sectors],
+            next: 1,
+        }
     }
 
     /// Number of sectors.
@@ -70,7 +85,10 @@ impl Model {
     pub fn begin(&mut self, first: usize, new: &[Tag]) {
         let operation = self.number();
         for (history, tag) in self.history[first..].iter_mut().zip(new) {
-            history.push(Entry { operation, tags: BTreeSet::from([*tag]) });
+            history.push(Entry {
+                operation,
+                tags: BTreeSet::from([*tag]),
+            });
         }
     }
 
@@ -112,15 +130,25 @@ impl Model {
     /// What a FLUSH that is sent now must make durable.
     pub fn cover(&self) -> Covered {
         let newest = self.history.iter().zip(&self.answered);
-        Covered(newest.map(|(history, answered)| history[answered - 1].operation).collect())
+        Covered(
+            newest
+                .map(|(history, answered)| history[answered - 1].operation)
+                .collect(),
+        )
     }
 
     /// That FLUSH succeeded.
     pub fn durable(&mut self, covered: &Covered) {
-        for ((history, answered), operation) in
-            self.history.iter_mut().zip(&mut self.answered).zip(&covered.0)
+        for ((history, answered), operation) in self
+            .history
+            .iter_mut()
+            .zip(&mut self.answered)
+            .zip(&covered.0)
         {
-            let older = history.iter().take_while(|entry| entry.operation < *operation).count();
+            let older = history
+                .iter()
+                .take_while(|entry| entry.operation < *operation)
+                .count();
             history.drain(..older);
             *answered -= older;
         }
@@ -132,7 +160,9 @@ impl Model {
     pub fn crashed(&mut self, seen: &[Tag], snapshots: bool, per_object: usize) {
         for (at, tag) in seen.iter().enumerate() {
             assert!(
-                self.history[at].iter().any(|entry| entry.tags.contains(tag)),
+                self.history[at]
+                    .iter()
+                    .any(|entry| entry.tags.contains(tag)),
                 "after the crash sector {at} reads {tag}, not one of {:?}",
                 self.history[at]
             );
@@ -149,7 +179,10 @@ impl Model {
             }
         }
         for (at, tag) in seen.iter().enumerate() {
-            self.history[at] = vec![Entry { operation: self.next, tags: BTreeSet::from([*tag]) }];
+            self.history[at] = vec![Entry {
+                operation: self.next,
+                tags: BTreeSet::from([*tag]),
+            }];
             self.answered[at] = 1;
         }
         self.next += 1;
@@ -157,8 +190,11 @@ impl Model {
 
     fn is_snapshot(&self, first: usize, seen: &[Tag]) -> bool {
         let histories = &self.history[first..first + seen.len()];
-        let moments: BTreeSet<u64> =
-            histories.iter().flatten().map(|entry| entry.operation).collect();
+        let moments: BTreeSet<u64> = histories
+            .iter()
+            .flatten()
+            .map(|entry| entry.operation)
+            .collect();
         moments.into_iter().any(|moment| {
             histories.iter().zip(seen).all(|(history, tag)| {
                 let then = history.iter().rev().find(|entry| entry.operation <= moment);
