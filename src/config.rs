@@ -112,7 +112,7 @@ pub enum Backend {
 }
 
 /// A Swift account and the credentials for it (v1 authentication). `Debug`
-/// shows the URL alone, as that of [`Login`] does.
+/// shows nothing of it, as that of [`Login`].
 #[derive(Clone, PartialEq, Eq)]
 pub struct Account {
     /// `http://` or `https://`, without a user part, a query or a fragment.
@@ -125,9 +125,7 @@ pub struct Account {
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Account")
-            .field("auth_url", &self.auth_url)
-            .finish_non_exhaustive()
+        f.debug_struct("Account").finish_non_exhaustive()
     }
 }
 

@@ -3,6 +3,8 @@
 
 mod config_dir;
 
+use std::rc::Rc;
+
 use config_dir::Dir;
 use proptest::prelude::*;
 use swiftnbd::config::{Config, Sources};
@@ -122,6 +124,13 @@ fn mutate(text: &mut Vec<u8>, at: prop::sample::Index, mutation: Mutation) {
     }
 }
 
+/// One directory for all cases of a test: each test runs in a thread of its
+/// own, and thousands of directories are slow.
+fn shared_dir() -> Rc<Dir> {
+    thread_local!(static DIR: Rc<Dir> = Rc::new(Dir::new()));
+    DIR.with(Rc::clone)
+}
+
 fn with_file(dir: &Dir, ini: bool, content: &[u8]) -> Sources {
     let mut sources = dir.sources();
     match ini {
@@ -174,7 +183,7 @@ proptest! {
         ini: bool,
         mutations in prop::collection::vec(mutation(), 0..4),
     ) {
-        let dir = Dir::new();
+        let dir = shared_dir();
         let mut content = if ini { INI } else { TOML }.as_bytes().to_vec();
         for (at, mutation) in mutations {
             mutate(&mut content, at, mutation);
@@ -192,7 +201,7 @@ proptest! {
         bytes in prop::collection::vec(any::<u8>(), 0..400),
         text in "(\\[|\\]|\"|'|=|:|;|#|\\{|\\}|\\.|,|\n|\t| |volumes|swift|password|1|é){0,60}",
     ) {
-        let dir = Dir::new();
+        let dir = shared_dir();
         all_output(&with_file(&dir, ini, &bytes));
         all_output(&with_file(&dir, ini, text.as_bytes()));
     }

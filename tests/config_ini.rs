@@ -173,3 +173,16 @@ fn mistakes_name_the_line_and_never_quote_it() {
         assert!(!format!("{error}{error:?}").contains("s3cr3t"), "{error}");
     }
 }
+
+#[test]
+fn a_password_that_a_lost_line_break_moved_is_not_shown() {
+    for text in [
+        "[v]\npassword = p\nusername = u\nauthurl = http://h/v1.0password=s3cr3t\n",
+        "[v]\npassword = p\nauthurl = http://h/\nusername = upassword = s3cr3t\n",
+    ] {
+        let config = load_ini(text).expect(text);
+        let volume = config.volume("v").expect(text);
+        let shown = format!("{config:?}{volume:?}");
+        assert!(!shown.contains("s3cr3t"), "{shown}");
+    }
+}

@@ -42,8 +42,8 @@ impl fmt::Display for Secret {
 
 /// Where to authenticate and as whom, as far as one source says it.
 ///
-/// `Debug` leaves out the user, too: where a line break is missing, the line
-/// with the password has become part of the name.
+/// `Debug` shows nothing of it: where a line break is missing in the INI, the
+/// line with the password has become part of the URL or the user.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Login {
     /// The URL of the authentication service.
@@ -56,9 +56,7 @@ pub struct Login {
 
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Login")
-            .field("auth_url", &self.auth_url)
-            .finish_non_exhaustive()
+        f.debug_struct("Login").finish_non_exhaustive()
     }
 }
 
