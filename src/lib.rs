@@ -1,5 +1,28 @@
 //! swiftnbd: a container in OpenStack Object Storage (Swift) as a Linux block
 //! device.
+//!
+//! # Layout
+//! A request goes down through these, each of which knows only the next:
+//!
+//! | module | what it knows |
+//! |---|---|
+//! | [`nbd`] | NBD's wire format, requests in flight, errnos |
+//! | [`device`] | bounds, alignment, read-only, what is advertised |
+//! | [`image`] | byte ranges, dirty data, the volume formats |
+//! | [`store`] | objects by name; HTTP and files, one module each |
+//!
+//! [`stack`] puts them together. [`control`] is what the commands do: it knows
+//! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
+//! environment into checked settings, [`cli`] has the command line's types, and
+//! [`error`] is what a user sees. Imports point down only; a test checks it.
+//!
+//! # A write, from the kernel to Swift
+//! The kernel's nbd driver sends WRITE over one end of a socketpair.
+//! [`nbd::transmission`] reads it, [`device`] checks its bounds, and
+//! [`image::objects`] copies it into its table of dirty objects; then it is
+//! answered. Uploads of dirty objects go through [`store::retry`], which waits out
+//! whatever fails, to [`store::swift`], for which only 201 means stored. FLUSH is
+//! answered when everything that was answered before it has its 201.
 
 pub mod cli;
 pub mod config;

@@ -5,24 +5,32 @@
 //! ```
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use crate::config::{Backend, Volume};
 use crate::image::Image;
 use crate::image::objects::layout::{Layout, MAX_OBJECT_SIZE};
 use crate::image::objects::{Limits, Objects};
 use crate::store::dir::DirStore;
-use crate::store::retry::{Permanent, Policy, Retry};
+use crate::store::retry::{Policy, Retry};
 use crate::store::swift::{Credentials, Secret, SwiftStore};
 use crate::store::{ObjectStore, StoreError};
 
-/// How long commands try to reach a store that does not answer.
-const COMMAND_PATIENCE: Duration = Duration::from_secs(10);
+/// A volume's container, for two kinds of caller. Both know which names may
+/// still be changed by earlier requests.
+#[derive(Debug, Clone)]
+pub struct Container {
+    /// For commands, and while attaching: what is refused fails at once, what does
+    /// not answer fails after a few seconds.
+    pub impatient: Arc<dyn ObjectStore>,
+    /// For a live device: everything is waited out, for as long as the user's
+    /// `io_timeout` allows.
+    pub patient: Arc<dyn ObjectStore>,
+}
 
-/// A volume's container, one attempt a request.
-pub fn container(volume: &Volume) -> Result<Arc<dyn ObjectStore>, StoreError> {
+/// Opens a volume's container. Nothing is sent yet.
+pub fn container(volume: &Volume) -> Result<Container, StoreError> {
     let most = u64::from(MAX_OBJECT_SIZE);
-    Ok(match &volume.backend {
+    let once: Arc<dyn ObjectStore> = match &volume.backend {
         Backend::Dir(root) => Arc::new(DirStore::new(root, &volume.container, most)?),
         Backend::Swift(account) => {
             let credentials = Credentials {
@@ -32,34 +40,24 @@ pub fn container(volume: &Volume) -> Result<Arc<dyn ObjectStore>, StoreError> {
             };
             Arc::new(SwiftStore::new(credentials, &volume.container, most)?)
         }
+    };
+    let impatient = Retry::new(once, Policy::attach(), fastrand::Rng::new());
+    let patient = impatient.with_policy(Policy::live(volume.io_timeout));
+    Ok(Container {
+        impatient: Arc::new(impatient),
+        patient: Arc::new(patient),
     })
 }
 
-/// The container for a command: what is refused fails at once, what does not
-/// answer fails after a few seconds.
-pub fn for_command(container: Arc<dyn ObjectStore>) -> Arc<dyn ObjectStore> {
-    let policy = Policy {
-        give_up_after: Some(COMMAND_PATIENCE),
-        permanent: Permanent::Fail,
-    };
-    Arc::new(Retry::new(container, policy, fastrand::Rng::new()))
-}
-
-/// The container for a live device: everything is waited out, for as long as the
-/// user's `io_timeout` allows.
-pub fn for_device(container: Arc<dyn ObjectStore>, volume: &Volume) -> Arc<dyn ObjectStore> {
-    let policy = Policy {
-        give_up_after: volume.io_timeout,
-        permanent: Permanent::Wait,
-    };
-    Arc::new(Retry::new(container, policy, fastrand::Rng::new()))
-}
-
 /// Starts the volume of this layout over its container. Within a tokio runtime.
-pub fn image(volume: &Volume, live: Arc<dyn ObjectStore>, layout: Layout) -> Arc<dyn Image> {
+pub fn image(volume: &Volume, container: &Container, layout: Layout) -> Arc<dyn Image> {
     let limits = Limits {
         cache: volume.cache,
         dirty: volume.dirty,
     };
-    Arc::new(Objects::start(live, layout, limits))
+    Arc::new(Objects::start(
+        Arc::clone(&container.patient),
+        layout,
+        limits,
+    ))
 }

@@ -23,6 +23,7 @@ use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep};
+use tracing::Instrument;
 
 use super::attach::{Report, check_free, wanted_device};
 use super::guardian::Guardian;
@@ -31,18 +32,13 @@ use super::logging::{self, Process};
 use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, unix_now};
 use super::session::Session;
-use super::{explain, require_root, sysfs};
+use super::{require_root, sysfs};
 use crate::cli::{Attach, Global};
-use crate::config::{Config, NbdDevice, Volume, format_size};
+use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
-use crate::image::objects::Limits as ImageLimits;
 use crate::nbd::transmission::{self, Ended, Limits, TransmissionError};
 use crate::nbd::wire::transmission_flags;
-use crate::stack;
-
-/// Logical block size of a volume in format 1, in bytes.
-const BLOCK_SIZE: u32 = 512;
 
 /// Socket buffers, in bytes: the kernel's driver does not cope well with partial
 /// sends, and large requests go through in one piece.
@@ -158,40 +154,6 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Error::failed(format!("cannot start: {error}")))
 }
 
-/// Opens a volume that is leased: waits until nothing of an earlier holder can
-/// take effect, and starts it.
-pub async fn open(
-    volume: &Volume,
-    lease: &Lease,
-    reporter: Option<&Reporter>,
-    live: Arc<dyn crate::store::ObjectStore>,
-) -> Result<Device> {
-    let least = ImageLimits::least_dirty(&lease.layout);
-    if volume.dirty < least {
-        return Err(Error::usage(format!(
-            "volume {}: dirty = \"{}\" is less than four of its objects take",
-            volume.name,
-            format_size(volume.dirty)
-        ))
-        .hint(format!("it must be at least {}", format_size(least))));
-    }
-    if !lease.pause.is_zero() {
-        let text = format!(
-            "volume {}: it was unlocked by hand a moment ago; waiting {} s for requests of its \
-             last holder that may still be on their way",
-            volume.name,
-            lease.pause.as_secs() + 1
-        );
-        match reporter {
-            Some(reporter) => reporter.notice(&text),
-            None => tracing::info!("{text}"),
-        }
-        sleep(lease.pause).await;
-    }
-    let image = stack::image(volume, live, lease.layout);
-    Ok(Device::new(image, BLOCK_SIZE, volume.read_only))
-}
-
 async fn attach(
     volume: &Volume,
     wanted: Option<NbdDevice>,
@@ -199,12 +161,9 @@ async fn attach(
     reporter: &Reporter,
     reported: &mut bool,
 ) -> Result<()> {
-    let container = stack::container(volume).map_err(|error| explain::store(volume, &error))?;
-    let careful = stack::for_command(Arc::clone(&container));
-    let live = stack::for_device(container, volume);
-    let lease = Lease::take(volume, careful, volume.read_only).await?;
+    let lease = Lease::take(volume).await?;
     let started = async {
-        let device = open(volume, &lease, Some(reporter), live).await?;
+        let device = lease.open(|text| reporter.notice(text)).await?;
         connect(volume, &lease, device, wanted, &mut guardian).await
     };
     let attachment = match started.await {
@@ -279,12 +238,9 @@ async fn connect(
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
     let (ours, kernels) = socket_pair()?;
     let limits = Limits::default();
-    let transmission = tokio::spawn(transmission::serve(
-        ours,
-        device.clone(),
-        limits,
-        pending::<()>(),
-    ));
+    let serving = transmission::serve(ours, device.clone(), limits, pending::<()>());
+    let span = tracing::info_span!("volume", name = volume.name);
+    let transmission = tokio::spawn(serving.instrument(span));
     let backend = format!("swiftnbd:{}", volume.name);
     let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
     let ready = wait_until_ready(number, device.size()).await;

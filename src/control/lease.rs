@@ -1,45 +1,57 @@
 //! The right to write a volume. In format 1 that is the original's lock in the
 //! container's metadata, and on one machine a lock file besides.
 
-use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::sleep;
 
 use super::explain;
 use super::registry::{self, VolumeLock, unix_now};
-use crate::config::Volume;
-use crate::error::Result;
+use crate::config::{Volume, format_size};
+use crate::device::Device;
+use crate::error::{Error, Result};
+use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
 use crate::image::objects::meta::{self, Holder, MetaError};
-use crate::store::{ErrorKind, ObjectStore};
+use crate::stack::{self, Container};
+use crate::store::ErrorKind;
+
+/// Logical block size of a volume in format 1, in bytes.
+const BLOCK_SIZE: u32 = 512;
+
+/// After an unlock by hand, attaching waits for requests of the dead holder that
+/// may still be on their way. When that was is told by the clock of whoever
+/// unlocked, so an unlock counts as recent for as long as two machines' clocks may
+/// be apart.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 
 /// A volume that is ours to use.
 #[derive(Debug)]
 pub struct Lease {
     volume: Volume,
-    store: Arc<dyn ObjectStore>,
+    container: Container,
     /// What the container's lock says; nothing if an account that may not write
     /// reads a volume that nobody holds.
     holder: Option<Holder>,
-    /// Its geometry.
-    pub layout: Layout,
+    layout: Layout,
     /// How long to wait before the first request that relies on it.
-    pub pause: Duration,
+    pause: Duration,
+    read_only: bool,
     _machine: VolumeLock,
 }
 
 impl Lease {
-    /// Takes a volume, or says who has it. `store` fails soon rather than late.
-    pub async fn take(
-        volume: &Volume,
-        store: Arc<dyn ObjectStore>,
-        read_only: bool,
-    ) -> Result<Lease> {
+    /// Takes a volume, or says who has it.
+    pub async fn take(volume: &Volume) -> Result<Lease> {
+        let container = super::container(volume)?;
+        let store = &container.impatient;
+        let read_only = volume.read_only;
         let machine = registry::lock_volume(volume)?;
         let holder = Holder::new(&registry::host_name(), std::process::id(), unix_now());
-        let (there, holder) = match meta::lock(&*store, &holder).await {
+        let (there, holder) = match meta::lock(&**store, &holder).await {
             Ok(there) => (there, Some(holder)),
             Err(MetaError::Store(error)) if read_only && error.kind == ErrorKind::Denied => {
-                let there = meta::read(&*store).await;
+                let there = meta::read(&**store).await;
                 let there = there.map_err(|error| explain::meta(volume, &error))?;
                 tracing::warn!(
                     volume = volume.name,
@@ -50,19 +62,47 @@ impl Lease {
             }
             Err(error) => return Err(explain::meta(volume, &error)),
         };
-        let since_unlock = there.unlocked.map(|then| unix_now().saturating_sub(then));
-        let pause = match since_unlock {
-            Some(seconds) => store.linger().saturating_sub(Duration::from_secs(seconds)),
-            None => Duration::ZERO,
+        let pause = match there.unlocked {
+            Some(then) if unix_now() < then.saturating_add(CLOCKS_DIFFER.as_secs()) => {
+                store.linger()
+            }
+            _ => Duration::ZERO,
         };
         Ok(Lease {
             volume: volume.clone(),
-            store,
+            container,
             holder,
             layout: there.layout,
             pause,
+            read_only,
             _machine: machine,
         })
+    }
+
+    /// Starts the volume, once nothing of an earlier holder can take effect any
+    /// more; `notice` is told if that takes time. Within a tokio runtime.
+    pub async fn open(&self, notice: impl Fn(&str)) -> Result<Device> {
+        let volume = &self.volume;
+        let least = Limits::least_dirty(&self.layout);
+        if volume.dirty < least {
+            return Err(Error::usage(format!(
+                "volume {}: dirty = \"{}\" is less than four of its objects take",
+                volume.name,
+                format_size(volume.dirty)
+            ))
+            .hint(format!("it must be at least {}", format_size(least))));
+        }
+        if !self.pause.is_zero() {
+            notice(&format!(
+                "volume {}: it was unlocked by hand; waiting {} s for requests of its last holder \
+                 that may still be on their way",
+                volume.name,
+                self.pause.as_secs()
+            ));
+            sleep(self.pause).await;
+        }
+        let image = stack::image(volume, &self.container, self.layout);
+        Ok(Device::new(image, BLOCK_SIZE, self.read_only))
     }
 
     /// What the container's lock says of us.
@@ -76,7 +116,7 @@ impl Lease {
     /// take effect any more.
     pub async fn release(&self) -> Result<()> {
         match &self.holder {
-            Some(holder) => meta::release(&*self.store, holder)
+            Some(holder) => meta::release(&*self.container.impatient, holder)
                 .await
                 .map_err(|error| explain::meta(&self.volume, &error)),
             None => Ok(()),

@@ -33,6 +33,7 @@ use self::logging::Process;
 use crate::cli::{Cli, Command, Target};
 use crate::config::{Config, Volume};
 use crate::error::{Error, Exit, Result};
+use crate::stack::{self, Container};
 
 /// Carries out a command line.
 pub fn run(cli: &Cli) -> Result<()> {
@@ -81,6 +82,11 @@ fn block_on<T>(work: impl Future<Output = T>) -> T {
             std::process::exit(i32::from(Exit::Failed as u8));
         }
     }
+}
+
+/// Opens a volume's container. Nothing is sent yet.
+fn container(volume: &Volume) -> Result<Container> {
+    stack::container(volume).map_err(|error| explain::store(volume, &error))
 }
 
 /// Refuses what only root can do, before anything is touched.

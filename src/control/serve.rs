@@ -10,16 +10,16 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
+use tracing::Instrument;
 
+use super::daemon;
 use super::lease::Lease;
-use super::{daemon, explain};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
 use crate::nbd::handshake::{self, Export};
 use crate::nbd::transmission::{self, Limits};
-use crate::stack;
 
 /// Clients that are served at a time; each may have data in flight up to the
 /// transmission phase's limit.
@@ -79,11 +79,8 @@ struct Opened {
 }
 
 async fn lease(volume: &Volume) -> Result<Opened> {
-    let container = stack::container(volume).map_err(|error| explain::store(volume, &error))?;
-    let careful = stack::for_command(Arc::clone(&container));
-    let live = stack::for_device(container, volume);
-    let lease = Lease::take(volume, careful, volume.read_only).await?;
-    let device = match daemon::open(volume, &lease, None, live).await {
+    let lease = Lease::take(volume).await?;
+    let device = match lease.open(|text| tracing::info!("{text}")).await {
         Ok(device) => device,
         Err(error) => {
             let _ = lease.release().await;
@@ -225,7 +222,9 @@ async fn client(mut stream: UnixStream, exports: Exports, mut stopping: watch::R
     let stop = async move {
         let _ = stopping.wait_for(|stop| *stop).await;
     };
-    let ended = transmission::serve(stream, chosen.device, Limits::default(), stop).await;
+    let serving = transmission::serve(stream, chosen.device, Limits::default(), stop);
+    let span = tracing::info_span!("volume", name = chosen.name);
+    let ended = serving.instrument(span).await;
     match ended {
         Ok(how) => tracing::debug!(export = chosen.name, ?how, "client left"),
         Err(error) => tracing::warn!(export = chosen.name, %error, "client failed"),

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use super::registry::unix_now;
-use super::{block_on, explain};
+use super::{block_on, container, explain};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Exit, Result};
@@ -11,16 +11,14 @@ use crate::image::objects::layout::{
     DEFAULT_OBJECT_SIZE, Layout, MAX_OBJECT_SIZE, MAX_OBJECTS, PREFIX,
 };
 use crate::image::objects::meta::{self, Holder, MetaError};
-use crate::stack;
 use crate::store::{ErrorKind, ObjectStore};
 
 /// `setup`: makes a container a volume.
 pub fn setup(config: &Config, args: &cli::Setup) -> Result<()> {
     let volume = config.volume(&args.name)?;
     let layout = layout(args)?;
-    let store = stack::container(&volume).map_err(|error| explain::store(&volume, &error))?;
+    let store = container(&volume)?.impatient;
     block_on(async {
-        let store = stack::for_command(store);
         check_vacant(&*store, &volume, args.force).await?;
         store
             .create()
@@ -130,6 +128,9 @@ async fn check_vacant(store: &dyn ObjectStore, volume: &Volume, force: bool) -> 
 /// `list`: the configured volumes, as the original printed them.
 pub fn list(config: &Config, args: &cli::List) -> Result<()> {
     let names: Vec<String> = config.names().map(str::to_owned).collect();
+    if names.is_empty() && !args.json {
+        eprintln!("swiftnbd: no volume is configured");
+    }
     let mut out = std::io::stdout().lock();
     let mut shown = Vec::new();
     let mut failure = None;
@@ -164,9 +165,8 @@ pub fn list(config: &Config, args: &cli::List) -> Result<()> {
 }
 
 fn describe(volume: &Volume) -> Result<meta::Volume> {
-    let store = stack::container(volume).map_err(|error| explain::store(volume, &error))?;
-    block_on(async { meta::read(&*stack::for_command(store)).await })
-        .map_err(|error| explain::meta(volume, &error))
+    let store = container(volume)?.impatient;
+    block_on(async { meta::read(&*store).await }).map_err(|error| explain::meta(volume, &error))
 }
 
 fn json(name: &str, volume: &meta::Volume) -> serde_json::Value {
@@ -186,9 +186,9 @@ fn json(name: &str, volume: &meta::Volume) -> serde_json::Value {
 /// `lock`: keeps everybody from attaching the volume.
 pub fn lock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
-    let store = stack::container(&volume).map_err(|error| explain::store(&volume, &error))?;
+    let store = container(&volume)?.impatient;
     let holder = Holder(format!("ctl@{}", unix_now()));
-    block_on(async { meta::lock(&*stack::for_command(store), &holder).await })
+    block_on(async { meta::lock(&*store, &holder).await })
         .map_err(|error| explain::meta(&volume, &error))?;
     Ok(())
 }
@@ -209,8 +209,8 @@ pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
             entry.device
         )));
     }
-    let store = stack::container(&volume).map_err(|error| explain::store(&volume, &error))?;
-    let holder = block_on(async { meta::unlock(&*stack::for_command(store), unix_now()).await })
+    let store = container(&volume)?.impatient;
+    let holder = block_on(async { meta::unlock(&*store, unix_now()).await })
         .map_err(|error| explain::meta(&volume, &error))?;
     tracing::info!(volume = volume.name, %holder, "unlocked");
     Ok(())

@@ -196,10 +196,22 @@ pub async fn lock(store: &dyn ObjectStore, holder: &Holder) -> Result<Volume, Me
     if let Some(other) = volume.client {
         return Err(MetaError::Locked(other));
     }
-    set_client(store, &holder.0, volume.last.as_ref()).await?;
-    match Volume::parse(&store.metadata().await?)?.client {
-        Some(other) if other != *holder => Err(MetaError::Locked(other)),
-        _ => Ok(volume),
+    let locked = async {
+        set_client(store, &holder.0, volume.last.as_ref()).await?;
+        match Volume::parse(&store.metadata().await?)?.client {
+            Some(other) if other != *holder => Err(MetaError::Locked(other)),
+            _ => Ok(()),
+        }
+    };
+    match locked.await {
+        Ok(()) => Ok(volume),
+        Err(MetaError::Locked(other)) => Err(MetaError::Locked(other)),
+        Err(error) => {
+            // The lock may be there although the answer was lost. What cannot be
+            // taken back here is for a person to unlock.
+            let _ = release(store, holder).await;
+            Err(error)
+        }
     }
 }
 
