@@ -32,11 +32,23 @@ async fn main() -> Result<(), Failure> {
     let plain = Plain::from_environment().await?;
     println!("| what | swiftnbd | limit | ratio (spread) | CPU s/GiB |");
     println!("|---|---|---|---|---|");
-    for (object_size, volume_mib) in [(64 << 10, 64), (1 << 20, 256), (4 << 20, 256)] {
-        streaming(&plain, object_size, volume_mib * MIB).await?;
+    let words: Vec<String> = std::env::args()
+        .skip(1)
+        .filter(|word| !word.starts_with('-'))
+        .collect();
+    let wanted = |what: &str| words.is_empty() || words.iter().any(|word| word == what);
+    if wanted("streaming") {
+        for (object_size, volume_mib) in [(64 << 10, 64), (1 << 20, 256), (4 << 20, 256)] {
+            streaming(&plain, object_size, volume_mib * MIB).await?;
+        }
     }
-    random_writes(&plain).await?;
-    hot_reads().await
+    if wanted("random") {
+        random_writes(&plain).await?;
+    }
+    if wanted("hot") {
+        hot_reads().await?;
+    }
+    Ok(())
 }
 
 /// Sequential writes and cold reads, 1 MiB a request.
