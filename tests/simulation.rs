@@ -228,7 +228,7 @@ impl Simulation {
                     self.model.lock().unwrap().end(first, count, result.is_ok());
                     result
                 }
-                83..95 => self.flush(&*image).await,
+                83..95 => self.flush(&image).await,
                 _ => {
                     sleep(Duration::from_millis(rng.u64(0..8000))).await;
                     Ok(())
