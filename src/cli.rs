@@ -103,6 +103,7 @@ pub enum Command {
 
 /// Arguments of `setup`.
 #[derive(Debug, Clone, Args)]
+#[command(group(clap::ArgGroup::new("how large").required(true).args(["objects", "size"])))]
 #[command(after_help = "\
 Examples: both make a volume of 1 GiB
   swiftnbd setup mynbd0 --size 1G
@@ -113,11 +114,7 @@ pub struct Setup {
     #[arg(value_parser = parse_name)]
     pub name: String,
     /// Its size as a number of objects
-    #[arg(
-        required_unless_present = "size",
-        conflicts_with = "size",
-        value_parser = clap::value_parser!(u64).range(1..)
-    )]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     pub objects: Option<u64>,
     /// Its size
     #[arg(long, value_parser = parse_size)]

@@ -187,7 +187,7 @@ async fn check(
     // What it says of itself is what the original wrote, a lock later.
     let holder = Holder("host:1@1700000000".to_owned());
     meta::lock(&*store, &holder).await.unwrap();
-    meta::release(&*store, &holder).await.unwrap();
+    meta::release(&*store, &holder, true).await.unwrap();
     let mut wanted = golden.metadata();
     wanted.remove("swiftnbd-client");
     wanted.insert("swiftnbd-last".to_owned(), holder.0);

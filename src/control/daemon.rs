@@ -5,8 +5,8 @@
 //! phase on our end of a socketpair; CONNECT with the other end; the device is
 //! opened once, so that the scan for partitions is over; registry; report.
 //!
-//! The order at the end, whoever asked for it: the device is held exclusively and
-//! its buffers are written out; FLUSH; DISCONNECT; the transmission phase ends;
+//! The order at the end, whoever asked for it: the device is held exclusively; its
+//! buffers are written out; FLUSH; DISCONNECT; the transmission phase ends;
 //! the volume closes (nothing of ours can take effect any more); the container is
 //! unlocked; the answer to whoever asked; the end of the process. Until DISCONNECT
 //! any failure leaves the device working.
@@ -32,6 +32,7 @@ use super::logging::{self, Process};
 use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, unix_now};
 use super::session::Session;
+use super::signals::Signals;
 use super::{require_root, sysfs};
 use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume};
@@ -161,9 +162,12 @@ async fn attach(
     reporter: &Reporter,
     reported: &mut bool,
 ) -> Result<()> {
+    let mut signals = Signals::listen()?;
     let lease = Lease::take(volume).await?;
     let started = async {
-        let device = lease.open(|text| reporter.notice(text)).await?;
+        let device = lease
+            .open(|text| reporter.notice(text), &mut signals)
+            .await?;
         connect(volume, &lease, device, wanted, &mut guardian).await
     };
     let attachment = match started.await {
@@ -175,7 +179,7 @@ async fn attach(
         }
     };
     let number = attachment.number;
-    let session = match Session::start(&attachment) {
+    let session = match Session::start(&attachment, signals) {
         Ok(session) => session,
         Err(error) => {
             disconnect(&attachment.nbd, number).await;

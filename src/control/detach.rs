@@ -1,6 +1,9 @@
 //! `detach`: takes the device for itself, so that nobody can mount it any more,
-//! has its daemon make everything durable and disconnect, and returns when the
-//! daemon has ended and the container is unlocked.
+//! has its daemon write it out, make everything durable and disconnect, and
+//! returns when the daemon has ended and the container is unlocked.
+//!
+//! Whatever waits for the device is the daemon's to do: a process that waits for a
+//! block device cannot be interrupted, and the daemon can end the wait.
 
 use std::io;
 use std::time::Duration;
@@ -47,10 +50,8 @@ pub fn run(args: &cli::Detach) -> Result<()> {
         timeout,
     };
     let answer = client.ask(&request, None);
-    match answer {
-        Ok(Response::Detached { notes }) => {
-            notes.iter().for_each(|note| eprintln!("swiftnbd: {note}"));
-        }
+    let notes = match answer {
+        Ok(Response::Detached { notes }) => notes,
         Ok(Response::Failed(error)) => return Err(error),
         Ok(Response::Status(_)) => return Err(Error::failed("the daemon answered nonsense")),
         Err(error) => {
@@ -59,10 +60,14 @@ pub fn run(args: &cli::Detach) -> Result<()> {
                     .hint("its log may say more"),
             );
         }
-    }
+    };
     client
         .wait_for_end()
-        .map_err(|error| Error::failed(format!("{device}: {error}")))
+        .map_err(|error| Error::failed(format!("{device}: {error}")))?;
+    match notes.is_empty() {
+        true => Ok(()),
+        false => Err(Error::failed(notes.join("\n"))),
+    }
 }
 
 fn take(device: NbdDevice) -> Result<sysfs::Released> {
@@ -80,8 +85,7 @@ fn take(device: NbdDevice) -> Result<sysfs::Released> {
                 nap(BETWEEN_TRIES);
             }
             Err(NotReleased::Failed(error)) => {
-                return Err(Error::failed(format!("cannot write out {device}: {error}"))
-                    .hint("with --force, what cannot be saved is given up"));
+                return Err(Error::failed(format!("cannot open {device}: {error}")));
             }
         }
     }

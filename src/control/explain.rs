@@ -1,10 +1,26 @@
 //! Failures of the rooms below, as a user sees them.
 
-use crate::config::Volume;
+use crate::config::{Backend, Volume};
 use crate::error::{Error, Exit};
 use crate::image::ImageError;
 use crate::image::objects::meta::MetaError;
 use crate::store::{ErrorKind, StoreError};
+
+/// A volume by its name, and its container if that has another one.
+fn who(volume: &Volume) -> String {
+    match volume.container == volume.name {
+        true => format!("volume {}", volume.name),
+        false => format!("volume {} (container {})", volume.name, volume.container),
+    }
+}
+
+/// Where a volume is kept, for a hint.
+fn place(volume: &Volume) -> String {
+    match &volume.backend {
+        Backend::Dir(root) => root.display().to_string(),
+        Backend::Swift(account) => account.auth_url.clone(),
+    }
+}
 
 /// A store's failure, met while working on `volume`.
 pub fn store(volume: &Volume, error: &StoreError) -> Error {
@@ -25,17 +41,20 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
         ),
         ErrorKind::Unreachable => (
             Exit::Unreachable,
-            "check the address in the configuration and the network".into(),
+            format!("check the network, and the address {}", place(volume)),
         ),
         ErrorKind::Unavailable => (
             Exit::Unreachable,
-            "the store does not work at present; try again later".into(),
+            format!(
+                "{} does not work at present; try again later",
+                place(volume)
+            ),
         ),
         ErrorKind::Superseded | ErrorKind::Corrupt | ErrorKind::Invalid => {
             (Exit::Failed, String::new())
         }
     };
-    let error = Error::new(exit, format!("volume {name}: {error}"));
+    let error = Error::new(exit, format!("{}: {error}", who(volume)));
     if hint.is_empty() {
         error
     } else {
@@ -46,7 +65,7 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
 /// A problem with a volume's metadata or its lock.
 pub fn meta(volume: &Volume, error: &MetaError) -> Error {
     let name = &volume.name;
-    let message = format!("volume {name}: {error}");
+    let message = format!("{}: {error}", who(volume));
     match error {
         MetaError::Store(error) => store(volume, error),
         MetaError::NotAVolume => Error::new(Exit::NotFound, message).hint(format!(

@@ -1,12 +1,14 @@
 //! The right to write a volume. In format 1 that is the original's lock in the
 //! container's metadata, and on one machine a lock file besides.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
 use super::explain;
 use super::registry::{self, VolumeLock, unix_now};
+use super::signals::Signals;
 use crate::config::{Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -37,6 +39,8 @@ pub struct Lease {
     /// How long to wait before the first request that relies on it.
     pause: Duration,
     read_only: bool,
+    /// The pause is over: nothing of an earlier holder can take effect any more.
+    settled: AtomicBool,
     _machine: VolumeLock,
 }
 
@@ -75,13 +79,15 @@ impl Lease {
             layout: there.layout,
             pause,
             read_only,
+            settled: AtomicBool::new(false),
             _machine: machine,
         })
     }
 
     /// Starts the volume, once nothing of an earlier holder can take effect any
-    /// more; `notice` is told if that takes time. Within a tokio runtime.
-    pub async fn open(&self, notice: impl Fn(&str)) -> Result<Device> {
+    /// more; `notice` is told if that takes time. A signal ends the wait. Within a
+    /// tokio runtime.
+    pub async fn open(&self, notice: impl Fn(&str), signals: &mut Signals) -> Result<Device> {
         let volume = &self.volume;
         let least = Limits::least_dirty(&self.layout);
         if volume.dirty < least {
@@ -99,8 +105,14 @@ impl Lease {
                 volume.name,
                 self.pause.as_secs()
             ));
-            sleep(self.pause).await;
+            tokio::select! {
+                () = sleep(self.pause) => {}
+                () = signals.recv() => {
+                    return Err(Error::failed(format!("volume {}: interrupted", volume.name)));
+                }
+            }
         }
+        self.settled.store(true, Ordering::Release);
         let image = stack::image(volume, &self.container, self.layout);
         Ok(Device::new(image, BLOCK_SIZE, self.read_only))
     }
@@ -116,9 +128,12 @@ impl Lease {
     /// take effect any more.
     pub async fn release(&self) -> Result<()> {
         match &self.holder {
-            Some(holder) => meta::release(&*self.container.impatient, holder)
-                .await
-                .map_err(|error| explain::meta(&self.volume, &error)),
+            Some(holder) => {
+                let settled = self.settled.load(Ordering::Acquire);
+                meta::release(&*self.container.impatient, holder, settled)
+                    .await
+                    .map_err(|error| explain::meta(&self.volume, &error))
+            }
             None => Ok(()),
         }
     }

@@ -9,6 +9,7 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
+//! - [`lease`]: the right to use a volume; [`session`]: an attached device's life.
 //! - [`serve`] serves volumes over NBD on a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
 
@@ -23,6 +24,7 @@ pub mod netlink;
 pub mod registry;
 pub mod serve;
 pub mod session;
+pub mod signals;
 pub mod status;
 pub mod sysfs;
 pub mod volumes;
@@ -111,16 +113,5 @@ fn find(target: &Target) -> Result<registry::Entry> {
             Target::Name(name) => format!("volume {name} is not attached on this machine"),
         };
         Error::new(Exit::NotFound, what).hint("`swiftnbd status` shows what is attached")
-    })
-}
-
-/// Where a volume is attached by a living daemon.
-fn attached(volume: &Volume) -> Option<registry::Entry> {
-    registry::entries().into_iter().find(|entry| {
-        entry.volume == volume.name
-            && entry.container == volume.container
-            && entry
-                .nbd_device()
-                .is_some_and(|device| registry::Client::connect(device).is_ok())
     })
 }

@@ -86,12 +86,14 @@ pub struct VolumeLock(#[allow(dead_code, reason = "held for its lock")] Flock<Fi
 
 /// The registry's directory, made if need be.
 pub fn directory() -> Result<PathBuf> {
-    let made = DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(DIRECTORY);
-    made.map_err(|error| refused(&format!("cannot make {DIRECTORY}"), &error))?;
-    Ok(PathBuf::from(DIRECTORY))
+    let path = match std::env::var_os("XDG_RUNTIME_DIR") {
+        // `serve` needs no root; a user's volumes are the user's business.
+        Some(own) if !nix::unistd::geteuid().is_root() => PathBuf::from(own).join("swiftnbd"),
+        _ => PathBuf::from(DIRECTORY),
+    };
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
+    made.map_err(|error| refused(&format!("cannot make {}", path.display()), &error))?;
+    Ok(path)
 }
 
 fn refused(doing: &str, error: &io::Error) -> Error {
@@ -99,7 +101,11 @@ fn refused(doing: &str, error: &io::Error) -> Error {
         io::ErrorKind::PermissionDenied => Exit::Denied,
         _ => Exit::Failed,
     };
-    Error::new(exit, format!("{doing}: {error}"))
+    let error = Error::new(exit, format!("{doing}: {error}"));
+    match exit {
+        Exit::Denied => error.hint("run it as root, or set XDG_RUNTIME_DIR"),
+        _ => error,
+    }
 }
 
 /// The time, in Unix seconds.

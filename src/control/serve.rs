@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -14,6 +13,7 @@ use tracing::Instrument;
 
 use super::daemon;
 use super::lease::Lease;
+use super::signals::Signals;
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::device::Device;
@@ -53,20 +53,21 @@ pub fn run(config: &Config, args: &cli::Serve) -> Result<()> {
 }
 
 async fn serve(volumes: &[Volume], path: &Path) -> Result<()> {
+    let mut signals = Signals::listen()?;
     let mut open = Vec::new();
     let result = async {
         for volume in volumes {
-            open.push(lease(volume).await?);
+            open.push(lease(volume, &mut signals).await?);
         }
         let socket = Socket::bind(path).await?;
         let exports = open
             .iter()
             .map(|opened| (opened.export.clone(), opened.device.clone()));
-        accept(&socket, Arc::new(exports.collect())).await
+        accept(&socket, Arc::new(exports.collect()), &mut signals).await
     }
     .await;
     for opened in &open {
-        opened.end().await;
+        opened.end(&mut signals).await;
     }
     result
 }
@@ -78,9 +79,9 @@ struct Opened {
     device: Device,
 }
 
-async fn lease(volume: &Volume) -> Result<Opened> {
+async fn lease(volume: &Volume, signals: &mut Signals) -> Result<Opened> {
     let lease = Lease::take(volume).await?;
-    let device = match lease.open(|text| tracing::info!("{text}")).await {
+    let device = match lease.open(|text| tracing::info!("{text}"), signals).await {
         Ok(device) => device,
         Err(error) => {
             let _ = lease.release().await;
@@ -105,7 +106,7 @@ async fn lease(volume: &Volume) -> Result<Opened> {
 impl Opened {
     /// Makes everything durable and unlocks, however long it takes: a second
     /// signal ends the wait.
-    async fn end(&self) {
+    async fn end(&self, signals: &mut Signals) {
         let insist = async {
             while let Err(error) = self.device.close().await {
                 tracing::error!(volume = self.export.name, %error, "cannot store what is dirty");
@@ -126,7 +127,7 @@ impl Opened {
         };
         tokio::select! {
             () = insist => {}
-            () = stop_signal() => {
+            () = signals.recv() => {
                 let lost = format_size(self.device.stats().dirty_bytes);
                 tracing::error!(volume = self.export.name, "ended with {lost} not durable; it stays locked");
             }
@@ -171,16 +172,14 @@ impl Drop for Socket {
     }
 }
 
-async fn accept(socket: &Socket, exports: Exports) -> Result<()> {
+async fn accept(socket: &Socket, exports: Exports, signals: &mut Signals) -> Result<()> {
     let (stop, stopping) = watch::channel(false);
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = JoinSet::new();
-    let signal = stop_signal();
-    tokio::pin!(signal);
     tracing::info!(socket = %socket.path.display(), "serving");
     loop {
         tokio::select! {
-            () = &mut signal => break,
+            () = signals.recv() => break,
             Some(_) = clients.join_next() => {}
             accepted = socket.listener.accept() => match accepted {
                 Ok((stream, _)) => {
@@ -214,6 +213,10 @@ async fn client(mut stream: UnixStream, exports: Exports, mut stopping: watch::R
     let chosen = match chosen {
         Ok(Some(chosen)) => chosen,
         Ok(None) => return,
+        Err(handshake::HandshakeError::Io(error)) => {
+            tracing::debug!(%error, "a client left during the handshake");
+            return;
+        }
         Err(error) => {
             tracing::warn!(%error, "handshake");
             return;
@@ -228,18 +231,5 @@ async fn client(mut stream: UnixStream, exports: Exports, mut stopping: watch::R
     match ended {
         Ok(how) => tracing::debug!(export = chosen.name, ?how, "client left"),
         Err(error) => tracing::warn!(export = chosen.name, %error, "client failed"),
-    }
-}
-
-async fn stop_signal() {
-    let (Ok(mut terminate), Ok(mut interrupt)) = (
-        signal(SignalKind::terminate()),
-        signal(SignalKind::interrupt()),
-    ) else {
-        return std::future::pending().await;
-    };
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
     }
 }

@@ -2,11 +2,11 @@
 //! the orderly end. [`daemon`](super::daemon) has the order of events.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, Semaphore, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
@@ -15,6 +15,7 @@ use super::daemon::{Attachment, disconnect};
 use super::lease::Lease;
 use super::netlink::Nbd;
 use super::registry::{self, MAX_LINE, Request, Response};
+use super::signals::Signals;
 use super::sysfs::{self, NotReleased};
 use crate::config::{NbdDevice, format_size};
 use crate::device::Device;
@@ -36,7 +37,7 @@ const CLIENT_PATIENCE: Duration = Duration::from_secs(10);
 pub struct Session {
     shared: Arc<Shared>,
     listener: UnixListener,
-    signals: [Signal; 2],
+    signals: Signals,
     outcome: watch::Sender<Option<Vec<String>>>,
 }
 
@@ -50,6 +51,11 @@ struct Shared {
     /// What the end may not wait for any longer, once somebody forced it.
     forced: watch::Sender<Option<Forced>>,
     clients: Semaphore,
+    /// Held while the device is written out: one at a time, for that cannot be
+    /// interrupted and takes a thread.
+    writing_out: Arc<Semaphore>,
+    /// DISCONNECT was sent.
+    disconnected: AtomicBool,
 }
 
 /// How patient the end is.
@@ -62,13 +68,9 @@ struct Forced {
 
 impl Session {
     /// Registers the device and listens. Within a tokio runtime.
-    pub fn start(attachment: &Attachment) -> Result<Session> {
+    pub fn start(attachment: &Attachment, signals: Signals) -> Result<Session> {
         let number = attachment.number;
         let failed = |what: &str, error: std::io::Error| Error::failed(format!("{what}: {error}"));
-        let signals = [
-            signal(SignalKind::terminate()).map_err(|error| failed("signals", error))?,
-            signal(SignalKind::interrupt()).map_err(|error| failed("signals", error))?,
-        ];
         registry::remove(number);
         let path = registry::socket_path(number)?;
         // The directory is root's alone.
@@ -82,6 +84,8 @@ impl Session {
             leave: Notify::new(),
             forced: watch::Sender::new(None),
             clients: Semaphore::new(MAX_CLIENTS),
+            writing_out: Arc::new(Semaphore::new(1)),
+            disconnected: AtomicBool::new(false),
         };
         let outcome = watch::Sender::new(None);
         Ok(Session {
@@ -102,7 +106,6 @@ impl Session {
         let mut clients = JoinSet::new();
         let mut transmission = attachment.transmission;
         let mut leaving = JoinSet::new();
-        let [terminate, interrupt] = &mut self.signals;
         let ended = loop {
             tokio::select! {
                 ended = &mut transmission => break ended,
@@ -118,8 +121,7 @@ impl Session {
                 },
                 Some(_) = clients.join_next() => {}
                 Some(_) = leaving.join_next() => {}
-                Some(()) = terminate.recv() => self.shared.leave.notify_one(),
-                Some(()) = interrupt.recv() => self.shared.leave.notify_one(),
+                () = self.signals.recv() => self.shared.leave.notify_one(),
                 () = self.shared.leave.notified() => {
                     if leaving.is_empty() {
                         let shared = Arc::clone(&self.shared);
@@ -134,8 +136,9 @@ impl Session {
             Ok(Err(error)) => tracing::error!(device = %number, %error, "transmission failed"),
             Err(error) => tracing::error!(device = %number, %error, "transmission died"),
         }
-        if sysfs::connected_by(number) == Some(std::process::id()) {
-            disconnect(&self.shared.nbd, number).await;
+        let ours = sysfs::connected_by(number) == Some(std::process::id());
+        if ours && !self.shared.disconnected.load(Ordering::Acquire) {
+            self.shared.disconnect().await;
         }
         let result = self.shared.end(lease).await;
         let notes = match &result {
@@ -201,7 +204,7 @@ impl Shared {
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut gone = [0];
         let flushed = tokio::select! {
-            flushed = self.flush_until(deadline) => flushed,
+            flushed = self.make_durable_until(deadline) => flushed,
             // The client gave up (or sent more than it should): so do we.
             _ = stream.read(&mut gone) => Err(Error::failed("the client has gone")),
         };
@@ -214,7 +217,7 @@ impl Shared {
             until,
             give_up_data: force,
         }));
-        disconnect(&self.nbd, self.number).await;
+        self.disconnect().await;
         let notes = outcome.wait_for(Option::is_some).await;
         Response::Detached {
             notes: notes
@@ -224,14 +227,36 @@ impl Shared {
         }
     }
 
-    async fn flush_until(&self, deadline: Option<Instant>) -> Result<()> {
-        let flushed = match deadline {
-            Some(deadline) => timeout_at(deadline, self.device.flush()).await.ok(),
-            None => Some(self.device.flush().await),
+    async fn disconnect(&self) {
+        self.disconnected.store(true, Ordering::Release);
+        disconnect(&self.nbd, self.number).await;
+    }
+
+    /// Writes out what the kernel has buffered, then makes all of it durable.
+    async fn make_durable(&self) -> std::result::Result<(), String> {
+        let turn = Arc::clone(&self.writing_out).acquire_owned().await;
+        let turn = turn.map_err(|error| error.to_string())?;
+        let number = self.number;
+        let written = spawn_blocking(move || {
+            let _turn = turn;
+            sysfs::write_out(number)
+        });
+        match written.await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return Err(format!("the kernel cannot write it: {error}")),
+            Err(error) => return Err(error.to_string()),
+        }
+        self.device.flush().await.map_err(|error| error.to_string())
+    }
+
+    async fn make_durable_until(&self, deadline: Option<Instant>) -> Result<()> {
+        let done = match deadline {
+            Some(deadline) => timeout_at(deadline, self.make_durable()).await.ok(),
+            None => Some(self.make_durable().await),
         };
-        let why = match flushed {
+        let why = match done {
             Some(Ok(())) => return Ok(()),
-            Some(Err(error)) => error.to_string(),
+            Some(Err(why)) => why,
             None => "the store did not take it in time".to_owned(),
         };
         let dirty = format_size(self.device.stats().dirty_bytes);
@@ -246,14 +271,15 @@ impl Shared {
         let number = self.number;
         let mut said = None;
         loop {
+            // Whoever opens a device may have to wait for it, and so for us.
             let released = spawn_blocking(move || sysfs::release(number)).await;
             let why = match released {
-                Ok(Ok(_released)) => match self.device.flush().await {
+                Ok(Ok(_released)) => match self.make_durable().await {
                     Ok(()) => {
-                        disconnect(&self.nbd, number).await;
+                        self.disconnect().await;
                         return;
                     }
-                    Err(error) => error.to_string(),
+                    Err(why) => why,
                 },
                 Ok(Err(NotReleased::Held(who))) => {
                     if let Err(error) = self.device.flush().await {

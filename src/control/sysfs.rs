@@ -124,8 +124,7 @@ pub fn check_node(device: NbdDevice) -> io::Result<()> {
     )))
 }
 
-/// A device that nobody else uses, its buffers written out. While it is open,
-/// nobody can mount it.
+/// A device that nobody else uses. While it is open, nobody can mount it.
 #[derive(Debug)]
 pub struct Released(#[allow(dead_code, reason = "held for its lock")] File);
 
@@ -134,12 +133,11 @@ pub struct Released(#[allow(dead_code, reason = "held for its lock")] File);
 pub enum NotReleased {
     /// Somebody uses it: a sentence that says who.
     Held(String),
-    /// It cannot be opened, or what was buffered cannot be written.
+    /// It cannot be opened.
     Failed(io::Error),
 }
 
-/// Opens the device exclusively and writes out what the kernel has buffered.
-/// Blocks for as long as that takes.
+/// Opens the device exclusively. Does not wait for anything.
 pub fn release(device: NbdDevice) -> std::result::Result<Released, NotReleased> {
     let opened = OpenOptions::new()
         .read(true)
@@ -152,14 +150,16 @@ pub fn release(device: NbdDevice) -> std::result::Result<Released, NotReleased> 
         }
         Err(error) => return Err(NotReleased::Failed(error)),
     };
-    file.sync_all()
-        .and_then(|()| flush_buffers(&file))
-        .map_err(NotReleased::Failed)?;
     Ok(Released(file))
 }
 
-fn flush_buffers(file: &File) -> io::Result<()> {
+/// Writes out what the kernel has buffered of the device. Blocks for as long as
+/// that takes, and nothing can interrupt it but the device's end: only the daemon
+/// may call this, which can end the device.
+pub fn write_out(device: NbdDevice) -> io::Result<()> {
     use std::os::fd::AsRawFd;
+    let file = File::open(device.path())?;
+    file.sync_all()?;
     // SAFETY: the descriptor is open for the length of the call, and BLKFLSBUF
     // takes no argument.
     unsafe { blkflsbuf(file.as_raw_fd()) }?;

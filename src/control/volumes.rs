@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::registry::unix_now;
+use super::registry::{self, unix_now};
 use super::{block_on, container, explain};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
@@ -93,14 +93,20 @@ fn layout(args: &cli::Setup) -> Result<Layout> {
 /// that is in use in any case.
 async fn check_vacant(store: &dyn ObjectStore, volume: &Volume, force: bool) -> Result<()> {
     let name = &volume.name;
-    let occupied = match meta::read(store).await {
+    let found = meta::read(store).await;
+    if !matches!(&found, Err(MetaError::Store(_))) {
+        let client = meta::client(store).await;
+        if let Some(client) = client.map_err(|error| explain::store(volume, &error))? {
+            return Err(explain::meta(volume, &MetaError::Locked(client)));
+        }
+    }
+    let occupied = match found {
         Ok(there) => {
-            if let Some(client) = there.client {
-                return Err(explain::meta(volume, &MetaError::Locked(client)));
-            }
             let size = format_size(there.layout.size());
             format!("volume {name}: the container is a volume of {size} already")
         }
+        // Its objects would not be this volume's content, nor go away.
+        Err(error @ MetaError::UnknownVersion(_)) => return Err(explain::meta(volume, &error)),
         Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => return Ok(()),
         Err(MetaError::Store(error)) => return Err(explain::store(volume, &error)),
         Err(MetaError::NotAVolume) => {
@@ -196,19 +202,12 @@ pub fn lock(config: &Config, args: &cli::Name) -> Result<()> {
 /// `unlock`: takes a lock away that its holder did not release.
 pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
-    if let Some(entry) = super::attached(&volume) {
-        return Err(Error::new(
-            Exit::InUse,
-            format!(
-                "volume {}: it is attached on this machine as {} by process {}",
-                volume.name, entry.device, entry.pid
-            ),
-        )
-        .hint(format!(
-            "`swiftnbd detach {}` detaches and unlocks it",
-            entry.device
-        )));
-    }
+    // Held by whoever uses the volume on this machine, and by us meanwhile. A user
+    // who may not even look there does not run the daemon either.
+    let _machine = match registry::lock_volume(&volume) {
+        Err(error) if error.exit == Exit::Denied => None,
+        lock => Some(lock?),
+    };
     let store = container(&volume)?.impatient;
     let holder = block_on(async { meta::unlock(&*store, unix_now()).await })
         .map_err(|error| explain::meta(&volume, &error))?;

@@ -118,7 +118,7 @@ impl Call<'_> {
     fn error(self, detail: impl Into<String>) -> StoreError {
         let (operation, target) = match self {
             Call::Get(name) => ("GET", name),
-            Call::Read(what) => (what, "the container"),
+            Call::Read(what) => (what, "of the container"),
             Call::Write(METADATA) => ("POST", "the container"),
             Call::Write(name) => ("write", name),
         };
@@ -329,8 +329,10 @@ impl ObjectStore for Retry {
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
         check::limit("", limit)?;
-        self.call(Call::Read("list"), || self.inner.list(after, before, limit))
-            .await
+        self.call(Call::Read("listing"), || {
+            self.inner.list(after, before, limit)
+        })
+        .await
     }
 
     async fn metadata(&self) -> Result<Metadata, StoreError> {
@@ -345,7 +347,7 @@ impl ObjectStore for Retry {
     }
 
     async fn create(&self) -> Result<(), StoreError> {
-        self.call(Call::Read("create"), || self.inner.create())
+        self.call(Call::Read("creation"), || self.inner.create())
             .await
     }
 

@@ -209,17 +209,37 @@ pub async fn lock(store: &dyn ObjectStore, holder: &Holder) -> Result<Volume, Me
         Err(error) => {
             // The lock may be there although the answer was lost. What cannot be
             // taken back here is for a person to unlock.
-            let _ = release(store, holder).await;
+            let _ = release(store, holder, false).await;
             Err(error)
         }
     }
 }
 
+/// Who has locked the container, whatever else its metadata says: damage there
+/// must not hide a lock.
+pub async fn client(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreError> {
+    for _ in 0..LOOKS {
+        let metadata = store.metadata().await?;
+        if let Some(client) = metadata
+            .get(CLIENT)
+            .map(|text| text.trim())
+            .filter(|t| !t.is_empty())
+        {
+            return Ok(Some(Holder(client.to_owned())));
+        }
+    }
+    Ok(None)
+}
+
 /// Takes the lock away from whoever has it, at a person's word: `now` (Unix
 /// seconds) is remembered, for the requests of a holder that died may still be
-/// on their way.
+/// on their way. Works on damaged metadata too.
 pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaError> {
-    let holder = read(store).await?.client.ok_or(MetaError::NotLocked)?;
+    match read(store).await {
+        Ok(_) | Err(MetaError::Damaged { .. }) => {}
+        Err(error) => return Err(error),
+    }
+    let holder = client(store).await?.ok_or(MetaError::NotLocked)?;
     let mut changes = released(&holder);
     changes.insert(UNLOCKED.to_owned(), now.to_string());
     store.set_metadata(&changes).await?;
@@ -227,12 +247,23 @@ pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaErr
 }
 
 /// Gives our own lock back, once no request of ours can take effect any more.
-/// [`MetaError::Locked`] if somebody else has taken it meanwhile: that lock
-/// stays.
-pub async fn release(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaError> {
+/// `settled` says that requests of holders before us cannot either: then an unlock
+/// by hand is forgotten. [`MetaError::Locked`] if somebody else has taken the lock
+/// meanwhile: that lock stays.
+pub async fn release(
+    store: &dyn ObjectStore,
+    holder: &Holder,
+    settled: bool,
+) -> Result<(), MetaError> {
     match Volume::parse(&store.metadata().await?)?.client {
         Some(other) if other != *holder => Err(MetaError::Locked(other)),
-        _ => Ok(store.set_metadata(&released(holder)).await?),
+        _ => {
+            let mut changes = released(holder);
+            if settled {
+                changes.insert(UNLOCKED.to_owned(), String::new());
+            }
+            Ok(store.set_metadata(&changes).await?)
+        }
     }
 }
 
@@ -240,7 +271,6 @@ fn released(holder: &Holder) -> Metadata {
     Metadata::from([
         (CLIENT.to_owned(), String::new()),
         (LAST.to_owned(), holder.0.clone()),
-        (UNLOCKED.to_owned(), String::new()),
     ])
 }
 
