@@ -104,6 +104,7 @@ pub enum Command {
 /// Arguments of `setup`.
 #[derive(Debug, Clone, Args)]
 #[command(group(clap::ArgGroup::new("how large").required(true).args(["objects", "size"])))]
+#[command(override_usage = "swiftnbd setup [OPTIONS] NAME <OBJECTS | --size SIZE>")]
 #[command(after_help = "\
 Examples: both make a volume of 1 GiB
   swiftnbd setup mynbd0 --size 1G

@@ -130,17 +130,7 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
     let _ = (&mut file).take(256).read_to_string(&mut text);
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
-        Err(_) => {
-            return Err(Error::new(
-                Exit::InUse,
-                format!(
-                    "volume {}: it is in use on this machine by {}",
-                    volume.name,
-                    text.trim()
-                ),
-            )
-            .hint("`swiftnbd status` shows what is attached"));
-        }
+        Err(_) => return Err(in_use(volume, text.trim())),
     };
     let holder =
         crate::image::objects::meta::Holder::new(&host_name(), std::process::id(), unix_now());
@@ -150,6 +140,25 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
     });
     written.map_err(|error| refused(&format!("cannot write {}", path.display()), &error))?;
     Ok(VolumeLock(lock))
+}
+
+/// Whoever has a volume's lock: its file says `holder`, and the registry may know
+/// on which device.
+fn in_use(volume: &Volume, holder: &str) -> Error {
+    let of_holder = |entry: &Entry| holder.contains(&format!(":{} ", entry.pid));
+    let (device, hint) = match entries().into_iter().find(of_holder) {
+        Some(Entry { device, .. }) => (
+            format!(" as {device}"),
+            format!("`swiftnbd detach {device}` detaches and unlocks it"),
+        ),
+        None => (
+            String::new(),
+            "`swiftnbd status` shows what is attached".to_owned(),
+        ),
+    };
+    let name = &volume.name;
+    let text = format!("volume {name}: it is in use on this machine{device} by {holder}");
+    Error::new(Exit::InUse, text).hint(hint)
 }
 
 /// This machine's name, as locks show it.

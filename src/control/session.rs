@@ -109,6 +109,11 @@ impl Session {
         let ended = loop {
             tokio::select! {
                 ended = &mut transmission => break ended,
+                // Requests that still wait for the store will not be answered.
+                () = self.shared.given_up() => {
+                    transmission.abort();
+                    break (&mut transmission).await;
+                }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
                         let (shared, outcome) = (Arc::clone(&self.shared), self.outcome.subscribe());
@@ -330,29 +335,35 @@ impl Shared {
         Ok(())
     }
 
+    /// Completes when data may be given up, and the time for saving it has passed.
+    async fn given_up(&self) {
+        self.time_is_up(|forced| forced.give_up_data).await;
+    }
+
+    /// Completes once somebody has forced the end in the way that `applies` says,
+    /// and the time that is left has passed. Whatever that is, one attempt is worth
+    /// a moment.
+    async fn time_is_up(&self, applies: impl Fn(&Forced) -> bool) {
+        let mut forced = self.forced.subscribe();
+        let applied = forced
+            .wait_for(|forced| forced.as_ref().is_some_and(&applies))
+            .await;
+        let until = applied.ok().and_then(|forced| Some((*forced)?.until));
+        match until {
+            Some(until) => {
+                tokio::time::sleep_until(until.max(Instant::now() + BETWEEN_TRIES)).await
+            }
+            None => std::future::pending().await,
+        }
+    }
+
     /// Repeats until it succeeds, or until the end was forced and its time is up.
     async fn persist<F, T>(&self, what: &str, data: bool, work: F) -> Result<()>
     where
         F: Fn() -> T,
         T: Future<Output = Result<()>>,
     {
-        let mut forced = self.forced.subscribe();
-        let give_up = async {
-            let limit = *match forced
-                .wait_for(|forced| forced.is_some_and(|forced| forced.give_up_data || !data))
-                .await
-            {
-                Ok(limit) => limit,
-                Err(_) => return std::future::pending().await,
-            };
-            match limit {
-                // Whatever time is left, one attempt is worth a moment.
-                Some(limit) => {
-                    tokio::time::sleep_until(limit.until.max(Instant::now() + BETWEEN_TRIES)).await;
-                }
-                None => std::future::pending().await,
-            }
-        };
+        let give_up = self.time_is_up(|forced| forced.give_up_data || !data);
         let insist = async {
             loop {
                 match work().await {

@@ -235,11 +235,12 @@ pub async fn client(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreErro
 /// seconds) is remembered, for the requests of a holder that died may still be
 /// on their way. Works on damaged metadata too.
 pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaError> {
-    match read(store).await {
-        Ok(_) | Err(MetaError::Damaged { .. }) => {}
+    let unlocked = match read(store).await {
+        Ok(_) => MetaError::NotLocked,
+        Err(damage @ MetaError::Damaged { .. }) => damage,
         Err(error) => return Err(error),
-    }
-    let holder = client(store).await?.ok_or(MetaError::NotLocked)?;
+    };
+    let holder = client(store).await?.ok_or(unlocked)?;
     let mut changes = released(&holder);
     changes.insert(UNLOCKED.to_owned(), now.to_string());
     store.set_metadata(&changes).await?;
