@@ -14,7 +14,7 @@ use plain::Plain;
 use server::{Nbdkit, Server};
 
 /// Rounds of every measurement; the median and the spread are shown.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// Requests in flight.
 const DEPTH: usize = 32;
 const MIB: u64 = 1 << 20;

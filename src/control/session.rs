@@ -208,12 +208,14 @@ impl Shared {
         };
         let deadline = patience.map(|patience| Instant::now() + patience);
         let mut gone = [0];
-        let flushed = tokio::select! {
-            flushed = self.make_durable_until(deadline) => flushed,
+        let durable = tokio::select! {
+            durable = self.make_durable_until(deadline) => durable,
             // The client gave up (or sent more than it should): so do we.
-            _ = stream.read(&mut gone) => Err(Error::failed("the client has gone")),
+            _ = stream.read(&mut gone) => {
+                return Response::Failed(Error::failed("the client has gone"));
+            }
         };
-        match flushed {
+        match durable {
             Err(error) if !force => return Response::Failed(error),
             Err(error) => tracing::error!("detaching by force: {}", error.message),
             Ok(()) => {}
