@@ -161,7 +161,13 @@ impl Retry {
             .map(|limit| Instant::now() + limit);
         if let Call::Write(name) = call {
             let passed = before(deadline, self.shared.quarantine.passed(name)).await;
-            passed.ok_or_else(|| self.given_up(call, self.blocked(call, name)))?;
+            // An attempt that is cut short for want of time would only put its name
+            // into quarantine again, and so on for ever. The next call has more.
+            let limit = self.policy.give_up_after.unwrap_or_default();
+            let enough = deadline.is_none_or(|deadline| Instant::now() + limit / 2 <= deadline);
+            if passed.is_none() || !enough {
+                return Err(self.given_up(call, self.blocked(call, name)));
+            }
         }
         let mut trouble = self.shared.outage.watch();
         let mut failures = Failures::default();
