@@ -5,28 +5,40 @@
 //! the settings do. It reads files, and nothing else that is global: the
 //! variables of the environment come in through [`Sources`].
 //!
-//! What wins, from the first: `--store`; the volume's own section; `[swift]`
-//! (`[DEFAULT]` in the INI); `ST_AUTH`, `ST_USER` and `ST_KEY`.
+//! What wins, from the first: `--store`; the volume's own section; the cloud that
+//! it names; `[swift]` (`[DEFAULT]` in the INI); the cloud that that names; the
+//! variables of the environment, where the files do not say enough. What one
+//! source says of another way to log in than a source that wins is dropped
+//! ([`login`]).
 //!
 //! A mistake in a file is an error of the whole file. A volume that merely
 //! lacks something is an error of that volume alone, so that the others can be
 //! attached.
 
+mod account;
+mod clouds;
 mod file;
 mod ini;
+mod login;
+mod original;
 mod settings;
 mod toml_text;
 mod values;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::credentials::Credentials;
 use crate::error::{Error, Exit, Result};
-use settings::{Key, Settings, Source, VolumeSettings};
+use account::Lacking;
+use login::{Key, Version};
+use settings::{Settings, Source, VolumeSettings};
 use values::{check_name, nearest, parse_store, quoted};
 
-pub use settings::{Login, Secret};
+pub use clouds::CloudFiles;
+pub use login::Login;
+pub use original::{OriginalKeystone, OriginalLogin};
 pub use values::{NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size};
 
 /// Where the files are when the command line names none.
@@ -44,7 +56,7 @@ const DEFAULT_DIRTY: u64 = 64 << 20;
 const MAX_LISTED: usize = 8;
 
 /// Where a configuration comes from.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sources {
     /// `--config`: a TOML file, instead of the default one.
     pub config: Option<PathBuf>,
@@ -52,8 +64,12 @@ pub struct Sources {
     pub secrets: Option<PathBuf>,
     /// `--store`: where all volumes are, whatever a file says.
     pub store: Option<String>,
+    /// What the original's command line said, under its old names.
+    pub original: Option<OriginalLogin>,
     /// What the environment says; fills what the files leave out.
     pub environment: Login,
+    /// Where OpenStack's own files are, for a cloud that is named.
+    pub clouds: CloudFiles,
     /// Where the default files are.
     pub etc_dir: PathBuf,
 }
@@ -65,16 +81,33 @@ impl Sources {
             config: None,
             secrets: None,
             store: None,
+            original: None,
             environment: Login::default(),
+            clouds: CloudFiles::default(),
             etc_dir: etc_dir.into(),
         }
     }
 
     /// No arguments, the environment of this process, and `/etc/swiftnbd`.
     pub fn system() -> Sources {
+        let variable = |name: &str| std::env::var(name).ok();
         Sources {
-            environment: Login::from_environment(|name| std::env::var(name).ok()),
+            environment: Login::from_environment(variable),
+            clouds: CloudFiles::usual(variable),
             ..Sources::in_dir(ETC_DIR)
+        }
+    }
+
+    /// The same, with paths that hold in any directory.
+    fn absolute(&self) -> Sources {
+        let absolute = |path: &Option<PathBuf>| {
+            let path = path.as_ref()?;
+            Some(std::path::absolute(path).unwrap_or_else(|_| path.clone()))
+        };
+        Sources {
+            config: absolute(&self.config),
+            secrets: absolute(&self.secrets),
+            ..self.clone()
         }
     }
 }
@@ -100,6 +133,17 @@ pub struct Volume {
     pub io_timeout: Option<Duration>,
     /// What keeps its bytes.
     pub backend: Backend,
+    /// Where all this was read.
+    sources: Arc<Sources>,
+}
+
+impl Volume {
+    /// What keeps its bytes, as the same sources have it now: credentials may
+    /// have changed since.
+    pub fn reread(&self) -> Result<Backend> {
+        let config = Config::load(&self.sources)?;
+        Ok(config.volume(&self.name)?.backend)
+    }
 }
 
 /// What keeps the bytes of a volume.
@@ -108,25 +152,7 @@ pub enum Backend {
     /// A local directory that holds containers; an absolute path.
     Dir(PathBuf),
     /// A Swift account.
-    Swift(Account),
-}
-
-/// A Swift account and the credentials for it (v1 authentication). `Debug`
-/// shows nothing of it, as that of [`Login`].
-#[derive(Clone, PartialEq, Eq)]
-pub struct Account {
-    /// `http://` or `https://`, without a user part, a query or a fragment.
-    pub auth_url: String,
-    /// `account:user`.
-    pub username: String,
-    /// The user's key.
-    pub password: Secret,
-}
-
-impl fmt::Debug for Account {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Account").finish_non_exhaustive()
-    }
+    Swift(Credentials),
 }
 
 /// Which kind of file the settings are from.
@@ -146,7 +172,7 @@ pub struct Config {
     origin: Origin,
     /// The file that was read, or that a user would write where none was.
     file: PathBuf,
-    environment: Login,
+    sources: Arc<Sources>,
     /// `--store`.
     store: Option<PathBuf>,
 }
@@ -174,7 +200,7 @@ impl Config {
             settings,
             origin,
             file,
-            environment: sources.environment.clone(),
+            sources: Arc::new(sources.absolute()),
             store,
         })
     }
@@ -214,7 +240,7 @@ impl Config {
             || match self.origin {
                 Origin::Nothing => true,
                 Origin::Ini => false,
-                Origin::Toml => self.settings.every.is_some() || self.environment.is_complete(),
+                Origin::Toml => self.settings.every.is_some() || self.environment_suffices(),
             }
     }
 
@@ -252,54 +278,93 @@ impl Config {
             dirty: settings.dirty.unwrap_or(DEFAULT_DIRTY),
             io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
             backend,
+            sources: Arc::clone(&self.sources),
         })
     }
 
-    fn account(&self, name: &str, settings: &VolumeSettings) -> Result<Account> {
-        let login = match &self.settings.every {
-            Some(every) => settings.login.clone().or(every),
-            None => settings.login.clone(),
-        };
-        let login = login.or(&self.environment);
-        // What a file says was checked when it was read.
-        login.check().map_err(|(key, why)| {
-            Error::usage(format!(
-                "{} in the environment: {why}",
-                key.in_environment()
+    fn account(&self, name: &str, settings: &VolumeSettings) -> Result<Credentials> {
+        let mut login = self.with_cloud(&settings.login)?;
+        if let Some(every) = &self.settings.every {
+            login = login.over(&self.with_cloud(every)?);
+        }
+        if let Some(original) = &self.sources.original {
+            login = original.apply(name, login)?;
+        }
+        if matches!(account::auth(&login), Err(Lacking::Keys(_))) {
+            let environment = &self.sources.environment;
+            // What a file says was checked when it was read.
+            environment.check().map_err(|(key, why)| {
+                let variable = self.variable(key);
+                Error::usage(format!("{variable} in the environment: {why}"))
+            })?;
+            login = login.over(&self.with_cloud(environment)?);
+        }
+        match account::auth(&login) {
+            Ok(auth) => account::credentials(&login, auth)
+                .map_err(|error| error.context(format!("volume '{name}'"))),
+            Err(Lacking::Keys(missing)) => Err(self.incomplete(name, &login, &missing)),
+            Err(Lacking::TwoWays(one, other)) => Err(Error::usage(format!(
+                "volume '{name}': {} and {} are two ways to log in",
+                one.in_toml(),
+                other.in_toml()
             ))
-        })?;
-        match login {
-            Login {
-                auth_url: Some(auth_url),
-                username: Some(username),
-                password: Some(password),
-            } => Ok(Account {
-                auth_url,
-                username,
-                password,
-            }),
-            incomplete => Err(self.incomplete(name, &incomplete)),
+            .hint("leave one of them out")),
+        }
+    }
+
+    /// This login, completed by the cloud that it names.
+    fn with_cloud(&self, login: &Login) -> Result<Login> {
+        match login.get(Key::Cloud) {
+            None => Ok(login.clone()),
+            Some(cloud) => {
+                let rest = login.clone().without(&[Key::Cloud]);
+                Ok(rest.over(&self.sources.clouds.login(cloud)?))
+            }
+        }
+    }
+
+    /// Whether the environment alone names an account.
+    fn environment_suffices(&self) -> bool {
+        let environment = &self.sources.environment;
+        environment.has(Key::Cloud) || account::auth(environment).is_ok()
+    }
+
+    /// The variable that set this key.
+    fn variable(&self, key: Key) -> &'static str {
+        let keystone = self.sources.environment.version() == Some(Version::V3);
+        match key.in_st() {
+            Some(variable) if !keystone => variable,
+            _ => key.variables()[0],
         }
     }
 
     /// Lists what is missing, and shows what to write and where.
-    fn incomplete(&self, name: &str, login: &Login) -> Error {
-        let key_name = match self.origin {
-            Origin::Ini => Key::in_ini,
-            Origin::Toml | Origin::Nothing => Key::in_toml,
+    fn incomplete(&self, name: &str, login: &Login, missing: &[Key]) -> Error {
+        let keystone = login.version() == Some(Version::V3) || login.has(Key::CredentialSecret);
+        let in_ini = |key: &Key| (self.origin == Origin::Ini).then(|| key.in_ini())?;
+        let key_name = |key: &Key| in_ini(key).unwrap_or(key.in_toml());
+        let line = |key: &Key| {
+            let example = match key {
+                Key::AuthUrl if keystone => "https://keystone.example/v3",
+                Key::Username if keystone => "the user",
+                _ => key.example(),
+            };
+            match in_ini(key) {
+                Some(name) => format!("    {name} = {example}\n"),
+                None => format!("    {} = \"{example}\"\n", key.in_toml()),
+            }
         };
-        let missing: Vec<Key> = Key::ALL.into_iter().filter(|k| !k.is_in(login)).collect();
-        let line = |key: &Key| match self.origin {
-            Origin::Ini => format!("    {} = {}\n", key.in_ini(), key.example()),
-            _ => format!("    {} = \"{}\"\n", key.in_toml(), key.example()),
+        let variable = |key: &Key| match key.in_st() {
+            Some(variable) if !keystone => variable,
+            _ => key.variables()[0],
         };
         let section = match self.origin {
             Origin::Ini => format!("[{name}]"),
             Origin::Toml | Origin::Nothing => "[swift]".to_owned(),
         };
         let lines: String = missing.iter().map(line).collect();
-        let variables: Vec<&str> = missing.iter().map(|key| key.in_environment()).collect();
-        let keys: Vec<&str> = missing.iter().map(|key| key_name(*key)).collect();
+        let variables: Vec<&str> = missing.iter().map(variable).collect();
+        let keys: Vec<&str> = missing.iter().map(key_name).collect();
         Error::usage(format!(
             "volume '{name}': the Swift account is not complete: no {}",
             keys.join(", no ")
@@ -343,12 +408,8 @@ fn read(path: &Path, origin: Origin) -> Result<Option<Settings>> {
         Origin::Ini => ini::parse(source)?,
         Origin::Toml | Origin::Nothing => toml_text::parse(source)?,
     };
-    if text.world_readable && settings.holds_password() {
-        let path = path.display();
-        return Err(Error::usage(format!(
-            "{path} is readable by everyone and holds a password"
-        ))
-        .hint(format!("chmod 600 {path}")));
+    if text.world_readable && settings.holds_secret() {
+        return Err(file::world_readable(path));
     }
     Ok(Some(settings))
 }

@@ -13,7 +13,8 @@
 //!
 //! [`stack`] puts them together. [`control`] is what the commands do: it knows
 //! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
-//! environment into checked settings, [`cli`] has the command line's types, and
+//! environment into checked settings (who we are to Swift in the words of
+//! [`credentials`]), [`cli`] has the command line's types, and
 //! [`error`] is what a user sees. Imports point down only; a test checks it.
 //!
 //! # A write, from the kernel to Swift
@@ -27,6 +28,7 @@
 pub mod cli;
 pub mod config;
 pub mod control;
+pub mod credentials;
 pub mod device;
 pub mod error;
 pub mod image;

@@ -12,7 +12,7 @@ use crate::image::objects::layout::{Layout, MAX_OBJECT_SIZE};
 use crate::image::objects::{Limits, Objects};
 use crate::store::dir::DirStore;
 use crate::store::retry::{Policy, Retry};
-use crate::store::swift::{Credentials, Secret, SwiftStore};
+use crate::store::swift::{Account, SwiftStore, Timeouts};
 use crate::store::{ObjectStore, StoreError};
 
 /// A volume's container, for two kinds of caller. Both know which names may
@@ -25,27 +25,48 @@ pub struct Container {
     /// For a live device: everything is waited out, for as long as the user's
     /// `io_timeout` allows.
     pub patient: Arc<dyn ObjectStore>,
+    /// The part that logs in, if there is one, and the part that waits for it.
+    swift: Option<SwiftStore>,
+    retry: Retry,
+}
+
+impl Container {
+    /// Uses the credentials of this backend from now on; requests that wait go on
+    /// at once. False if it is no other account but another kind of store.
+    pub fn log_in_again(&self, backend: &Backend) -> Result<bool, StoreError> {
+        match (&self.swift, backend) {
+            (Some(swift), Backend::Swift(credentials)) => {
+                swift.set_credentials(credentials.clone())?;
+                self.retry.hurry();
+                Ok(true)
+            }
+            (None, Backend::Dir(_)) => Ok(true),
+            _ => Ok(false),
+        }
+    }
 }
 
 /// Opens a volume's container. Nothing is sent yet.
 pub fn container(volume: &Volume) -> Result<Container, StoreError> {
     let most = u64::from(MAX_OBJECT_SIZE);
-    let once: Arc<dyn ObjectStore> = match &volume.backend {
-        Backend::Dir(root) => Arc::new(DirStore::new(root, &volume.container, most)?),
-        Backend::Swift(account) => {
-            let credentials = Credentials {
-                auth_url: account.auth_url.clone(),
-                username: account.username.clone(),
-                password: Secret::new(account.password.expose()),
-            };
-            Arc::new(SwiftStore::new(credentials, &volume.container, most)?)
+    let (once, swift): (Arc<dyn ObjectStore>, _) = match &volume.backend {
+        Backend::Dir(root) => {
+            let dir = DirStore::new(root, &volume.container, most)?;
+            (Arc::new(dir), None)
+        }
+        Backend::Swift(credentials) => {
+            let account = Account::shared(credentials.clone(), Timeouts::default())?;
+            let swift = SwiftStore::in_account(account, &volume.container, most)?;
+            (Arc::new(swift.clone()), Some(swift))
         }
     };
     let impatient = Retry::new(once, Policy::attach(), fastrand::Rng::new());
     let patient = impatient.with_policy(Policy::live(volume.io_timeout));
     Ok(Container {
-        impatient: Arc::new(impatient),
+        impatient: Arc::new(impatient.clone()),
         patient: Arc::new(patient),
+        swift,
+        retry: impatient,
     })
 }
 

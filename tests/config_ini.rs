@@ -2,15 +2,15 @@
 
 mod config_dir;
 
-use config_dir::{assert_says, load_ini};
-use swiftnbd::config::{Account, Backend, Config};
+use config_dir::{assert_says, load_ini, v1};
+use swiftnbd::config::Config;
 use swiftnbd::error::Exit;
 
-fn account(config: &Config, name: &str) -> Account {
-    match config.volume(name).expect(name).backend {
-        Backend::Swift(account) => account,
-        Backend::Dir(dir) => panic!("{dir:?}"),
-    }
+/// The URL, the user and the password.
+fn account(config: &Config, name: &str) -> (String, String, String) {
+    let volume = config.volume(name).expect(name);
+    let (url, user, password) = v1(&volume.backend);
+    (url.into(), user.into(), password.expose().into())
 }
 
 #[test]
@@ -24,9 +24,8 @@ fn the_file_of_the_readme() {
     assert_eq!(volume.container, "container-name");
     assert!(!volume.read_only && !volume.attach_at_boot);
     let account = account(&config, "container-name");
-    assert_eq!(account.username, "user");
-    assert_eq!(account.password.expose(), "pass");
-    assert_eq!(account.auth_url, "https://swift.example/v1.0");
+    assert_eq!(account.0, "https://swift.example/v1.0");
+    assert_eq!((&*account.1, &*account.2), ("user", "pass"));
     assert!(config.notes().is_empty());
 }
 
@@ -42,12 +41,12 @@ fn the_dialect() {
     .expect("valid");
     assert_eq!(config.names().collect::<Vec<_>>(), ["one", "two"]);
     let one = account(&config, "one");
-    assert_eq!(one.username, "a:b=c");
-    assert_eq!(one.auth_url, "http://h:8080/v1.0");
+    assert_eq!(one.1, "a:b=c");
+    assert_eq!(one.0, "http://h:8080/v1.0");
     assert!(config.volume("one").expect("complete").read_only);
     // Python looks at the first ';' only, and it has no blank before it.
-    assert_eq!(one.password.expose(), "p#a%(x)s;w;rd ; comment");
-    assert_eq!(account(&config, "two").password.expose(), "last");
+    assert_eq!(one.2, "p#a%(x)s;w;rd ; comment");
+    assert_eq!(account(&config, "two").2, "last");
     assert!(!config.volume("two").expect("complete").read_only);
 }
 
@@ -61,8 +60,8 @@ fn a_comment_after_a_value() {
         "",
     );
     let config = load_ini(&text.replace(" # x", "")).expect("valid");
-    assert_eq!(account(&config, "v").username, "u");
-    assert_eq!(account(&config, "v").password.expose(), ";p");
+    assert_eq!(account(&config, "v").1, "u");
+    assert_eq!(account(&config, "v").2, ";p");
 }
 
 #[test]

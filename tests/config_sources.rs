@@ -4,7 +4,7 @@ mod config_dir;
 
 use std::path::PathBuf;
 
-use config_dir::{Dir, assert_says, environment};
+use config_dir::{Dir, assert_says, environment, v1};
 use swiftnbd::config::{Backend, Config, Login, Sources};
 use swiftnbd::error::{Error, Exit};
 
@@ -15,10 +15,7 @@ const INI: &[u8] = b"[v]\nauthurl = http://ini/\nusername = u\npassword = s3cr3t
 
 fn auth_url(sources: &Sources, name: &str) -> String {
     let volume = Config::load(sources).and_then(|config| config.volume(name));
-    match volume.expect(name).backend {
-        Backend::Swift(account) => account.auth_url,
-        Backend::Dir(dir) => panic!("{dir:?}"),
-    }
+    v1(&volume.expect(name).backend).0.to_owned()
 }
 
 fn refused(sources: &Sources) -> Error {

@@ -6,7 +6,7 @@ mod config_dir;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use config_dir::{assert_says, load_toml};
+use config_dir::{assert_says, load_toml, v1};
 use swiftnbd::config::{Backend, NbdDevice, Volume};
 use swiftnbd::error::{Error, Exit};
 
@@ -43,16 +43,11 @@ fn defaults() {
     assert!(!volume.attach_at_boot && !volume.read_only);
     assert_eq!((volume.cache, volume.dirty), (64 << 20, 64 << 20));
     assert_eq!(volume.io_timeout, None);
-    let Backend::Swift(account) = volume.backend else {
-        panic!("not Swift");
-    };
-    assert_eq!(account.auth_url, "https://swift.example/auth/v1.0");
-    assert_eq!(account.username, "account:user");
-    assert_eq!(account.password.expose(), "s3cr3t-Zx9");
-    assert_eq!(
-        format!("{} {:?}", account.password, account.password),
-        "… …"
-    );
+    let (auth_url, username, password) = v1(&volume.backend);
+    assert_eq!(auth_url, "https://swift.example/auth/v1.0");
+    assert_eq!(username, "account:user");
+    assert_eq!(password.expose(), "s3cr3t-Zx9");
+    assert_eq!(format!("{password} {password:?}"), "… …");
 }
 
 #[test]
@@ -75,12 +70,9 @@ fn every_key() {
     assert!(volume.attach_at_boot && volume.read_only);
     assert_eq!((volume.cache, volume.dirty), (1 << 20, (1 << 20) + 1));
     assert_eq!(volume.io_timeout, Some(Duration::from_secs(300)));
-    let Backend::Swift(account) = volume.backend else {
-        panic!("not Swift");
-    };
-    assert_eq!(account.auth_url, "https://swift.example/auth/v1.0");
-    assert_eq!(account.username, "account:other");
-    assert_eq!(account.password.expose(), "other");
+    let (auth_url, username, password) = v1(&volume.backend);
+    assert_eq!(auth_url, "https://swift.example/auth/v1.0");
+    assert_eq!((username, password.expose()), ("account:other", "other"));
 }
 
 #[test]

@@ -15,12 +15,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use plain_swift::Swift;
+use swiftnbd::credentials::Credentials;
 use swiftnbd::image::Image;
 use swiftnbd::image::objects::meta::{self, Holder};
 use swiftnbd::image::objects::{Limits, Objects};
 use swiftnbd::store::dir::DirStore;
 use swiftnbd::store::memory::MemoryService;
-use swiftnbd::store::swift::{Credentials, Secret, SwiftStore};
+use swiftnbd::store::swift::SwiftStore;
 use swiftnbd::store::{Metadata, ObjectStore};
 
 const OBJECTS: usize = 64;
@@ -251,11 +252,7 @@ async fn in_swift() {
     for (name, body) in &golden.objects {
         lab.put(&container, name, body);
     }
-    let credentials = Credentials {
-        auth_url: lab.auth_url.clone(),
-        username: lab.user.clone(),
-        password: Secret::new(&*lab.key),
-    };
+    let credentials = Credentials::v1(&*lab.auth_url, &*lab.user, &*lab.key);
     let store = Arc::new(SwiftStore::new(credentials, &container, MAX_OBJECT).unwrap());
     check(&golden, store, async || lab.objects(&container)).await;
     lab.remove(&container);

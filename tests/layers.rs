@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("src/error.rs", &[]),
     ("src/cli.rs", &["config", "control::attach::DAEMON_VERB"]),
-    ("src/config", &["error"]),
-    ("src/store", &["store"]),
+    ("src/credentials.rs", &[]),
+    ("src/config", &["credentials", "error"]),
+    ("src/store", &["credentials", "store"]),
     ("src/image", &["image", "store"]),
     ("src/device.rs", &["image"]),
     ("src/nbd", &["nbd", "device", "image"]),

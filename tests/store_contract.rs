@@ -8,10 +8,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use swiftnbd::credentials::Credentials;
 use swiftnbd::store::dir::DirStore;
 use swiftnbd::store::memory::MemoryService;
 use swiftnbd::store::retry::{Policy, Retry};
-use swiftnbd::store::swift::{Credentials, Secret, SwiftStore};
+use swiftnbd::store::swift::SwiftStore;
 use swiftnbd::store::{ErrorKind, Metadata, ObjectStore};
 
 const MAX_OBJECT: u64 = 8 << 20;
@@ -297,22 +298,22 @@ async fn swift() {
             )
         })
     };
-    let credentials = Credentials {
-        auth_url: variable("SWIFTNBD_LAB_AUTH"),
-        username: variable("SWIFTNBD_LAB_USER"),
-        password: Secret::new(variable("SWIFTNBD_LAB_KEY")),
+    let credentials = |key: &str| {
+        let (url, user) = (variable("SWIFTNBD_LAB_AUTH"), variable("SWIFTNBD_LAB_USER"));
+        Credentials::v1(url, user, key)
     };
     let container = format!("contract ä?%{}", std::process::id());
-    let store = SwiftStore::new(credentials.clone(), &container, MAX_OBJECT).unwrap();
+    let store = SwiftStore::new(
+        credentials(&variable("SWIFTNBD_LAB_KEY")),
+        &container,
+        MAX_OBJECT,
+    )
+    .unwrap();
     contract(&store).await;
-    wrong_key(credentials, &container).await;
+    wrong_key(credentials("not the key"), &container).await;
 }
 
-async fn wrong_key(credentials: Credentials, container: &str) {
-    let wrong = Credentials {
-        password: Secret::new("not the key"),
-        ..credentials
-    };
+async fn wrong_key(wrong: Credentials, container: &str) {
     let store = SwiftStore::new(wrong, container, MAX_OBJECT).unwrap();
     let error = store.metadata().await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Denied, "{error}");

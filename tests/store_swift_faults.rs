@@ -11,9 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use http_server::{Answer, Seen, Server, TOKEN, bytes_of, reply};
-use swiftnbd::store::swift::{
-    Account, CLOCK_SKEW, Credentials, REQUEST_LIFETIME, Secret, SwiftStore, Timeouts,
-};
+use swiftnbd::credentials::Credentials;
+use swiftnbd::store::swift::{Account, CLOCK_SKEW, REQUEST_LIFETIME, SwiftStore, Timeouts};
 use swiftnbd::store::{ErrorKind, Metadata, ObjectStore, StoreError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -25,11 +24,7 @@ const EMPTY_MD5: &str = "d41d8cd98f00b204e9800998ecf8427e";
 const ZERO: Duration = Duration::ZERO;
 
 fn credentials(auth_url: String) -> Credentials {
-    Credentials {
-        auth_url,
-        username: "test:tester".to_owned(),
-        password: Secret::new(PASSWORD),
-    }
+    Credentials::v1(auth_url, "test:tester", PASSWORD)
 }
 
 fn store(auth_url: String) -> SwiftStore {
@@ -393,11 +388,8 @@ async fn refused_credentials_are_not_tried_again_at_once_but_new_ones_are() {
         assert_eq!(put(&store).await.unwrap_err().kind, ErrorKind::Denied);
     }
     assert_eq!(server.seen.lock().unwrap().len(), 1);
-    let mended = Credentials {
-        password: Secret::new("mended"),
-        ..credentials(server.auth_url())
-    };
-    store.account().set_credentials(mended).unwrap();
+    let mended = Credentials::v1(server.auth_url(), "test:tester", "mended");
+    store.set_credentials(mended).unwrap();
     put(&store).await.unwrap();
 }
 

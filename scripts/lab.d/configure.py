@@ -78,6 +78,70 @@ user_test_tester = testing .admin
 user_test_reader = reading .reseller_reader
 """
 
+# Beside tempauth: Keystone's tokens are for accounts KEY_<project id>. What
+# Keystone says of a token is kept in memcached, for 5 minutes at most.
+KEYSTONE_FILTERS = """
+[filter:authtoken]
+paste.filter_factory = keystonemiddleware.auth_token:filter_factory
+www_authenticate_uri = http://{host}:{keystone}/v3
+auth_url = http://{host}:{keystone}/v3
+auth_type = password
+interface = public
+user_domain_id = default
+project_domain_id = default
+project_name = service
+username = swift
+password = swift
+delay_auth_decision = true
+cache = swift.cache
+include_service_catalog = false
+
+[filter:keystoneauth]
+use = egg:swift#keystoneauth
+reseller_prefix = KEY
+operator_roles = admin, member
+project_reader_roles = reader
+"""
+
+KEYSTONE = """\
+[DEFAULT]
+use_stderr = true
+
+[database]
+connection = sqlite:///{dir}/keystone/keystone.db
+
+[token]
+provider = fernet
+expiration = 3600
+
+[fernet_tokens]
+key_repository = {dir}/keystone/fernet
+
+[fernet_receipts]
+key_repository = {dir}/keystone/fernet
+
+[credential]
+key_repository = {dir}/keystone/credential
+
+[identity]
+# The least that bcrypt takes.
+password_hash_rounds = 4
+
+[cache]
+enabled = false
+"""
+
+# One process, since sqlite has one writer. The access log goes with the rest.
+GUNICORN = """\
+bind = "{host}:{keystone}"
+wsgi_app = "keystone.wsgi.api:application"
+workers = 1
+threads = 8
+accesslog = "-"
+access_log_format = '%(h)s "%(r)s" %(s)s "%(a)s"'
+control_socket_disable = True
+"""
+
 FILTERS = {
     "catch_errors": "catch_errors",
     "gatekeeper": "gatekeeper",
@@ -112,6 +176,11 @@ def main(directory):
     proxy = PROXY.format(port=ports["proxy"], memcached=ports["memcached"], **common)
     for name, egg in FILTERS.items():
         proxy += f"\n[filter:{name}]\nuse = egg:swift#{egg}\n"
+    if "keystone" in ports:
+        proxy = proxy.replace(" tempauth ", " authtoken keystoneauth tempauth ")
+        proxy += KEYSTONE_FILTERS.format(keystone=ports["keystone"], **common)
+        write("keystone.conf", KEYSTONE.format(**common))
+        write("gunicorn.py", GUNICORN.format(keystone=ports["keystone"], **common))
     write("proxy.conf", proxy)
 
     for kind in KINDS:

@@ -56,6 +56,15 @@ pub(super) fn read(path: &Path) -> Result<Option<Text>> {
     }))
 }
 
+/// A file with secrets that everybody may read.
+pub(super) fn world_readable(path: &Path) -> Error {
+    let path = path.display();
+    Error::usage(format!(
+        "{path} is readable by everyone and holds a password"
+    ))
+    .hint(format!("chmod 600 {path}"))
+}
+
 fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory)
 }

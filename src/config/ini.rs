@@ -7,8 +7,9 @@
 //! several equal keys wins, no `%` interpolation. Does not know: TOML, nor how
 //! the settings are used.
 
-use super::settings::{Key, Login, Settings, Source, VolumeSettings};
-use super::values::{Checked, check_auth_url, check_credential, check_name, nearest};
+use super::login::{Key, Login, parse_bool};
+use super::settings::{Settings, Source, VolumeSettings};
+use super::values::{Checked, check_name, nearest};
 use crate::error::Result;
 
 /// The section whose keys hold for all others.
@@ -117,7 +118,7 @@ impl Reader<'_> {
         let (key, value) = (key.trim().to_ascii_lowercase(), clean_value(value));
         let (name, section) = &mut self.sections[current];
         self.last_key = LastKey::Known;
-        let known = Key::ALL.into_iter().find(|known| known.in_ini() == key);
+        let known = Key::all().find(|known| known.in_ini() == Some(&key));
         let outcome = match (known, key.as_str()) {
             (Some(key), _) => set_login(section, key, value),
             (None, READ_ONLY) => parse_bool(value).map(|on| section.read_only = Some(on)),
@@ -156,7 +157,7 @@ impl Reader<'_> {
 /// The original ignores such a key, too. It is not quoted: in a broken file it
 /// may be a part of a password.
 fn ignored(source: Source<'_>, number: usize, key: &str) -> String {
-    let known = Key::ALL.map(Key::in_ini).into_iter().chain([READ_ONLY]);
+    let known = Key::all().filter_map(Key::in_ini).chain([READ_ONLY]);
     let near = nearest(key, known).map(|near| format!("; did you mean '{near}'?"));
     format!(
         "{}, line {number}: the key is not known and has no effect{}",
@@ -166,12 +167,10 @@ fn ignored(source: Source<'_>, number: usize, key: &str) -> String {
 }
 
 fn set_login(section: &mut Section, key: Key, value: &str) -> Checked<()> {
-    match key {
-        _ if value.is_empty() => {}
-        Key::AuthUrl => check_auth_url(value)?,
-        Key::Username | Key::Password => check_credential(value)?,
+    if !value.is_empty() {
+        key.check(value)?;
     }
-    key.set(&mut section.login, value);
+    section.login.set(key, value);
     Ok(())
 }
 
@@ -198,13 +197,5 @@ fn clean_value(value: &str) -> &str {
     match value {
         "\"\"" => "",
         _ => value,
-    }
-}
-
-fn parse_bool(value: &str) -> Checked<bool> {
-    match value.to_ascii_lowercase().as_str() {
-        "1" | "yes" | "true" | "on" => Ok(true),
-        "0" | "no" | "false" | "off" | "" => Ok(false),
-        _ => Err("must be one of 1, yes, true, on, 0, no, false, off".into()),
     }
 }

@@ -10,10 +10,11 @@
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::settings::{Key, Login, Settings, Source, VolumeSettings, shown_key};
+use super::login::{Key, Login};
+use super::settings::{Settings, Source, VolumeSettings, shown_key};
 use super::values::{
-    Checked, check_auth_url, check_container, check_credential, check_name, format_size, nearest,
-    parse_device, parse_duration, parse_size, parse_store, quoted,
+    Checked, check_container, check_name, format_size, nearest, parse_device, parse_duration,
+    parse_size, parse_store, quoted,
 };
 use crate::error::{Error, Result};
 
@@ -80,7 +81,7 @@ fn swift(section: &Entry<'_>) -> Result<Login> {
                 .error(format!("{} does not belong in [swift]", entry.key))
                 .hint("it is a key of [volumes.NAME]"));
         }
-        return Err(entry.unknown(&Key::ALL.map(Key::in_toml)));
+        return Err(entry.unknown(&login_keys()));
     }
     Ok(login)
 }
@@ -123,11 +124,15 @@ fn volume_key(settings: &mut VolumeSettings, entry: &Entry<'_>) -> Result<()> {
         _ if entry.login(&mut settings.login)? => {}
         _ => {
             let mut known = VOLUME_KEYS.to_vec();
-            known.extend(Key::ALL.map(Key::in_toml));
+            known.extend(login_keys());
             return Err(entry.unknown(&known));
         }
     }
     Ok(())
+}
+
+fn login_keys() -> Vec<&'static str> {
+    Key::all().map(Key::in_toml).collect()
 }
 
 /// The header of a volume's section as it would be written.
@@ -260,17 +265,18 @@ impl<'a> Entry<'a> {
 
     /// Takes the value into the login; false if this is no key of a login.
     fn login(&self, login: &mut Login) -> Result<bool> {
-        let Some(key) = Key::ALL.into_iter().find(|key| key.in_toml() == self.key) else {
+        let Some(key) = Key::all().find(|key| key.in_toml() == self.key) else {
             return Ok(false);
         };
-        let value = self.text("a text in quotes")?;
-        match key {
-            _ if value.is_empty() => Ok(()),
-            Key::AuthUrl => check_auth_url(value),
-            Key::Username | Key::Password => check_credential(value),
+        let value = match (key, self.value.as_integer()) {
+            (Key::Insecure, _) => self.boolean()?.to_string(),
+            (Key::AuthVersion, Some(number)) => number.as_str().to_owned(),
+            _ => self.text("a text in quotes")?.to_owned(),
+        };
+        if !value.is_empty() {
+            key.check(&value).map_err(|why| self.wrong(why))?;
         }
-        .map_err(|why| self.wrong(why))?;
-        key.set(login, value);
+        login.set(key, &value);
         Ok(true)
     }
 }

@@ -226,6 +226,16 @@ pub(super) fn check_credential(text: &str) -> Checked<()> {
     }
 }
 
+/// Whether this can be the path of a file; absolute, since the daemon works in
+/// another directory than its caller.
+pub(super) fn check_file(path: &str) -> Checked<()> {
+    check_credential(path)?;
+    match Path::new(path).is_absolute() {
+        true => Ok(()),
+        false => Err("the path must be absolute".into()),
+    }
+}
+
 /// The directory of a store `dir:PATH`; the path is absolute, since the daemon
 /// works in another directory than its caller. Other stores are not known yet.
 pub(super) fn parse_store(text: &str) -> Checked<PathBuf> {

@@ -18,7 +18,7 @@ fn who(volume: &Volume) -> String {
 fn place(volume: &Volume) -> String {
     match &volume.backend {
         Backend::Dir(root) => root.display().to_string(),
-        Backend::Swift(account) => account.auth_url.clone(),
+        Backend::Swift(credentials) => credentials.auth.url().to_owned(),
     }
 }
 
@@ -54,6 +54,7 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
             (Exit::Failed, String::new())
         }
     };
+    let hint = error.hint.clone().unwrap_or(hint);
     let error = Error::new(exit, format!("{}: {error}", who(volume)));
     if hint.is_empty() {
         error

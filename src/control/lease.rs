@@ -8,6 +8,7 @@ use tokio::time::sleep;
 
 use super::explain;
 use super::registry::{self, VolumeLock, unix_now};
+use super::reload::Reload;
 use super::signals::Signals;
 use crate::config::{Volume, format_size};
 use crate::device::Device;
@@ -41,6 +42,7 @@ pub struct Lease {
     read_only: bool,
     /// The pause is over: nothing of an earlier holder can take effect any more.
     settled: AtomicBool,
+    _reload: Reload,
     _machine: VolumeLock,
 }
 
@@ -48,6 +50,7 @@ impl Lease {
     /// Takes a volume, or says who has it.
     pub async fn take(volume: &Volume) -> Result<Lease> {
         let container = super::container(volume)?;
+        let reload = Reload::on_hangup(volume, &container)?;
         let store = &container.impatient;
         let read_only = volume.read_only;
         let machine = registry::lock_volume(volume)?;
@@ -80,6 +83,7 @@ impl Lease {
             pause,
             read_only,
             settled: AtomicBool::new(false),
+            _reload: reload,
             _machine: machine,
         })
     }

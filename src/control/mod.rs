@@ -9,7 +9,7 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
-//! - [`lease`]: the right to use a volume; [`session`]: an attached device's life.
+//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew; [`session`]: an attached device's life.
 //! - [`serve`] serves volumes over NBD on a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
 
@@ -22,6 +22,7 @@ pub mod lease;
 pub mod logging;
 pub mod netlink;
 pub mod registry;
+pub mod reload;
 pub mod serve;
 pub mod session;
 pub mod signals;

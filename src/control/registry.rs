@@ -188,7 +188,7 @@ fn identity(volume: &Volume) -> String {
                 root.canonicalize().unwrap_or(root.clone()).display()
             )
         }
-        Backend::Swift(account) => format!("swift {} {}", account.auth_url, account.username),
+        Backend::Swift(credentials) => format!("swift {}", credentials.account()),
     };
     let digest = Md5::digest(format!("{place}\n{}", volume.container));
     digest.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -2,7 +2,8 @@
 //!
 //! Listen before a lock is taken: a signal that comes while a volume starts is
 //! kept until somebody asks for it, instead of killing a process that would leave
-//! its container locked.
+//! its container locked. SIGHUP is no such wish, and must not end the process
+//! either: [`reload`](super::reload) answers it.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -22,6 +23,8 @@ impl Signals {
             signal(kind)
                 .map_err(|error| Error::failed(format!("cannot listen for signals: {error}")))
         };
+        // From the first time that somebody listens, the signal kills no more.
+        let _ = listen(SignalKind::hangup())?;
         Ok(Signals {
             terminate: listen(SignalKind::terminate())?,
             interrupt: listen(SignalKind::interrupt())?,

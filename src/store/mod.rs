@@ -123,6 +123,9 @@ pub struct StoreError {
     pub target: String,
     /// What happened, for a person.
     pub detail: String,
+    /// What to do about it, where that is not the same for every failure of the
+    /// kind; a sentence without its full stop.
+    pub hint: Option<String>,
     /// The store asked not to be called before this has passed.
     pub retry_after: Option<Duration>,
     /// The request may still take effect for this long after the failure was
@@ -143,9 +146,16 @@ impl StoreError {
             operation,
             target: target.into(),
             detail: detail.into(),
+            hint: None,
             retry_after: None,
             lingers: Duration::ZERO,
         }
+    }
+
+    /// Adds what to do about it.
+    pub fn hint(mut self, hint: impl Into<String>) -> StoreError {
+        self.hint = Some(hint.into());
+        self
     }
 
     /// Whether trying again without somebody's help is pointless.

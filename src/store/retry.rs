@@ -33,6 +33,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use fastrand::Rng;
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::outage::Outage;
@@ -101,6 +102,8 @@ struct Shared {
     quarantine: Quarantine,
     outage: Outage,
     rng: Mutex<Rng>,
+    /// How often somebody said that trying again is worth it.
+    hurried: watch::Sender<u64>,
 }
 
 type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
@@ -137,6 +140,7 @@ impl Retry {
                 quarantine: Quarantine::default(),
                 outage: Outage::default(),
                 rng: Mutex::new(rng),
+                hurried: watch::Sender::new(0),
             }),
         }
     }
@@ -148,6 +152,12 @@ impl Retry {
             policy,
             ..self.clone()
         }
+    }
+
+    /// Whatever waits tries again at once: the cause may be mended. It holds for
+    /// an attempt that is under way too, should it fail.
+    pub fn hurry(&self) {
+        self.shared.hurried.send_modify(|count| *count += 1);
     }
 
     async fn call<'a, T>(
@@ -172,6 +182,7 @@ impl Retry {
         let mut trouble = self.shared.outage.watch();
         let mut failures = Failures::default();
         loop {
+            let hurried = *self.shared.hurried.borrow();
             let error = match before(deadline, self.once(call, attempt())).await {
                 Some(Ok(value)) => {
                     trouble.succeeded();
@@ -197,7 +208,11 @@ impl Retry {
             };
             trouble.failed(&error);
             failures.add(error);
-            sleep(pause).await;
+            let mut hurry = self.shared.hurried.subscribe();
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = hurry.wait_for(|count| *count != hurried) => {}
+            }
         }
     }
 

@@ -39,9 +39,10 @@ mod auth;
 mod http;
 mod request;
 mod rounds;
+mod tls;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -49,11 +50,12 @@ use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use reqwest::{Method, Response};
 
-pub use self::auth::{Account, Credentials, Secret};
+pub use self::auth::Account;
 pub use self::http::Timeouts;
 use self::request::Request;
 use self::rounds::Rounds;
 use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+use crate::credentials::Credentials;
 
 /// How long a request without an answer may still take effect.
 pub const REQUEST_LIFETIME: Duration = Duration::from_secs(30);
@@ -69,7 +71,8 @@ const LEGACY_POLICY: &str = "Policy-0";
 /// One container in a Swift account.
 #[derive(Clone)]
 pub struct SwiftStore {
-    account: Arc<Account>,
+    /// All clones change to another one together.
+    account: Arc<RwLock<Arc<Account>>>,
     container: Arc<str>,
     max_object: u64,
     /// Whether the container is there, and whether a 404 for an object in it
@@ -90,7 +93,7 @@ impl fmt::Debug for SwiftStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SwiftStore")
             .field("container", &self.container)
-            .field("account", &self.account)
+            .field("account", &self.account())
             .finish_non_exhaustive()
     }
 }
@@ -121,16 +124,30 @@ impl SwiftStore {
     ) -> Result<SwiftStore, StoreError> {
         check::container(container)?;
         Ok(SwiftStore {
-            account,
+            account: Arc::new(RwLock::new(account)),
             container: container.into(),
             max_object,
             presence: Arc::new(Rounds::new()),
         })
     }
 
-    /// The account, whose credentials can be replaced.
-    pub fn account(&self) -> &Arc<Account> {
-        &self.account
+    /// The account that requests are sent with.
+    fn account(&self) -> Arc<Account> {
+        let account = self.account.read().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&account)
+    }
+
+    /// Uses these credentials from the next request on, also if they are the
+    /// same and were refused a moment ago.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Invalid`] if they cannot even be sent; the old ones stay.
+    pub fn set_credentials(&self, credentials: Credentials) -> Result<(), StoreError> {
+        let timeouts = *self.account().timeouts();
+        let account = Account::shared(credentials, timeouts)?;
+        account.forget_refusal();
+        *self.account.write().unwrap_or_else(PoisonError::into_inner) = account;
+        Ok(())
     }
 
     fn request(&self, method: Method, query: &str) -> Request {
@@ -166,7 +183,7 @@ impl SwiftStore {
 
     async fn head(&self) -> Result<Response, StoreError> {
         let request = self.request(Method::HEAD, "");
-        let reply = self.account.send(&request).await?;
+        let reply = self.account().send(&request).await?;
         match reply.status().as_u16() {
             200 | 204 => Ok(reply),
             404 => Err(no_container(&request)),
@@ -180,7 +197,7 @@ impl SwiftStore {
         request
             .headers
             .insert(newest, HeaderValue::from_static("true"));
-        let reply = self.account.send(&request).await?;
+        let reply = self.account().send(&request).await?;
         match reply.status().as_u16() {
             200 => {}
             404 => {
@@ -190,8 +207,8 @@ impl SwiftStore {
             _ => return Err(finish(&request, reply).await),
         }
         let etag = answer::etag(reply.headers());
-        let timeouts = self.account.timeouts();
-        let received = http::receive(&request, reply, self.max_object, timeouts).await?;
+        let timeouts = *self.account().timeouts();
+        let received = http::receive(&request, reply, self.max_object, &timeouts).await?;
         let fault = match etag {
             Some(etag) if etag == received.md5 => return Ok(received.body),
             Some(_) => "does not match its checksum (ETag)",
@@ -203,7 +220,7 @@ impl SwiftStore {
 
     /// Sends a write of an object. `Ok` is an answer with `success`.
     async fn write(&self, request: &Request, success: u16) -> Result<Response, StoreError> {
-        let reply = self.account.send(request).await?;
+        let reply = self.account().send(request).await?;
         if reply.status() == success {
             return Ok(reply);
         }
@@ -224,7 +241,7 @@ impl SwiftStore {
 
     /// Sends a write of the container itself.
     async fn change(&self, request: &Request, success: &[u16]) -> Result<(), StoreError> {
-        let reply = self.account.send(request).await?;
+        let reply = self.account().send(request).await?;
         let status = reply.status().as_u16();
         let error = match status {
             404 => no_container(request),
@@ -333,7 +350,7 @@ impl ObjectStore for SwiftStore {
             }
         }
         let request = self.request(Method::GET, &query);
-        let reply = self.account.send(&request).await?;
+        let reply = self.account().send(&request).await?;
         match reply.status().as_u16() {
             200 => {}
             204 => return Ok(Vec::new()),
@@ -343,8 +360,8 @@ impl ObjectStore for SwiftStore {
             }
             _ => return Err(finish(&request, reply).await),
         }
-        let timeouts = self.account.timeouts();
-        let received = http::receive(&request, reply, MAX_LISTING_BYTES, timeouts).await?;
+        let timeouts = *self.account().timeouts();
+        let received = http::receive(&request, reply, MAX_LISTING_BYTES, &timeouts).await?;
         answer::listing(&received.body, after, before, limit)
             .map_err(|fault| request.error(ErrorKind::Invalid, fault))
     }

@@ -5,7 +5,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use swiftnbd::config::{Config, Login, Sources};
+use swiftnbd::config::{Backend, Config, Login, Sources};
+use swiftnbd::credentials::{Auth, Secret};
 use swiftnbd::error::{Error, Result};
 
 /// Removed when dropped.
@@ -68,4 +69,19 @@ pub fn assert_says(error: &Error, message: &str, hint: &str) {
     assert!(error.message.contains(message), "{message:?} in: {error}");
     let found = error.hint.as_deref().unwrap_or_default();
     assert!(found.contains(hint), "hint {hint:?} in: {error}");
+}
+
+/// The URL, the user and the password of an account with v1 authentication.
+pub fn v1(backend: &Backend) -> (&str, &str, &Secret) {
+    match backend {
+        Backend::Swift(credentials) => match &credentials.auth {
+            Auth::V1 {
+                auth_url,
+                username,
+                password,
+            } => (auth_url, username, password),
+            other => panic!("{other:?}"),
+        },
+        Backend::Dir(dir) => panic!("{dir:?}"),
+    }
 }

@@ -92,7 +92,7 @@ impl State {
         self.announced = true;
         self.logged = Some(now);
         let (waiting, since) = (Count(self.waiting as u64), (now - began).as_secs());
-        match advice(error.kind) {
+        match advice(error) {
             Some(advice) => {
                 self.alarm = Some(error.kind);
                 tracing::warn!("{error}: {waiting} waiting for {since} s and will go on; {advice}");
@@ -127,24 +127,30 @@ impl State {
 }
 
 /// What somebody must do before this goes away.
-fn advice(kind: ErrorKind) -> Option<&'static str> {
-    match kind {
-        ErrorKind::Denied => Some(
-            "if the credentials are wrong, correct them in the configuration and send this process SIGHUP",
-        ),
-        ErrorKind::NoContainer => {
-            Some("if the container was deleted, its volume is lost: detach with --force")
+fn advice(error: &StoreError) -> Option<String> {
+    let usual = match error.kind {
+        ErrorKind::Denied => {
+            "if the credentials are wrong, correct them in the configuration and send this process SIGHUP"
         }
-        ErrorKind::Quota => Some("raise the quota, or delete what is not needed"),
+        ErrorKind::NoContainer => {
+            "if the container was deleted, its volume is lost: detach with --force"
+        }
+        ErrorKind::Quota => "raise the quota, or delete what is not needed",
         ErrorKind::Invalid => {
-            Some("this is not how Swift answers: check the address, and any proxy on the way")
+            "this is not how Swift answers: check the address, and any proxy on the way"
         }
         ErrorKind::NotFound
         | ErrorKind::Superseded
         | ErrorKind::Corrupt
         | ErrorKind::Unavailable
-        | ErrorKind::Unreachable => None,
-    }
+        | ErrorKind::Unreachable => return None,
+    };
+    Some(match &error.hint {
+        Some(hint) => {
+            format!("{hint}; after a change of the configuration, send this process SIGHUP")
+        }
+        None => usual.to_owned(),
+    })
 }
 
 /// `1 request`, `2 requests`.

@@ -1,76 +1,94 @@
-//! Who we are to Swift: credentials, the token that they buy, and its renewal.
+//! An account: its token, and the token's renewal.
 //!
-//! Knows: v1 authentication (`X-Auth-User`, `X-Auth-Key`), tokens, what a 401
-//! means. Does not know: containers, objects.
+//! Knows: how long a token holds, what a 401 means, who waits for a renewal. Does
+//! not know: how a token is had ([`keystone`], [`v1`]), containers, objects.
 //!
-//! A token lives in memory only. However many requests find that it was
-//! refused, it is renewed once; a request that fails with a token that was
-//! replaced meanwhile uses the new one.
+//! A token lives in memory only. It is renewed by one request, however many wait:
+//!
+//! | the token | what a request does |
+//! |---|---|
+//! | holds for a while | uses it |
+//! | has used two thirds of its time | uses it, and has it renewed beside |
+//! | has ended, by the time that passed since it came | waits for a new one |
+//! | was refused (401) | waits for a new one, and is sent once more |
+//!
+//! A renewal that fails takes nothing away: the token is used for as long as it
+//! works, and Keystone is asked again after a pause. A request that fails with a
+//! token that was replaced meanwhile uses the new one.
+
+mod catalog;
+mod conversation;
+mod keystone;
+mod v1;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use reqwest::header::{HeaderMap, HeaderValue};
+use reqwest::header::HeaderValue;
 use reqwest::{Client, Response, StatusCode, Url};
-use tokio::time::{Instant, timeout};
+use tokio::time::Instant;
 
 use super::http::{self, Timeouts};
-use super::request::{Request, describe, reason, retry_after, shown};
+use super::request::{Request, shown};
 use super::rounds::Rounds;
+use crate::credentials::{Auth, Credentials, Tls};
 use crate::store::{ErrorKind, StoreError};
 
 /// Credentials that were refused are not tried again for this long: many
 /// waiting requests would otherwise lock the user out of Keystone.
 const REFUSAL_KEPT: Duration = Duration::from_secs(5);
+/// Between two attempts at an early renewal; doubles from the first to the last.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// A text that is never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Secret(String);
-
-impl Secret {
-    /// Keeps it.
-    pub fn new(text: impl Into<String>) -> Secret {
-        Secret(text.into())
-    }
-
-    /// The text itself, for the place that must send it.
-    pub fn expose(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Debug for Secret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("(secret)")
-    }
-}
-
-/// What an account is opened with.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials {
-    /// The address of the authentication: `https://swift.example/auth/v1.0`.
-    pub auth_url: String,
-    /// `account:user`.
-    pub username: String,
-    /// The user's password or key.
-    pub password: Secret,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("auth_url", &shown(&self.auth_url))
-            .field("username", &self.username)
-            .finish_non_exhaustive()
-    }
-}
+/// The accounts of this process that are in use.
+static ACCOUNTS: Mutex<Vec<Weak<Account>>> = Mutex::new(Vec::new());
 
 /// What a successful authentication gave.
 struct Session {
     /// The storage URL without a slash at its end.
     storage_url: String,
     token: HeaderValue,
+    /// When to have a new one, and when this one ends; where it is known.
+    times: Option<Times>,
+}
+
+/// By our own clock, since a token's time is only known from when it came.
+struct Times {
+    renew: Instant,
+    end: Instant,
+}
+
+impl Session {
+    /// `lifetime`: how long the token holds, from now on.
+    fn new(storage_url: &str, mut token: HeaderValue, lifetime: Option<Duration>) -> Session {
+        token.set_sensitive(true);
+        let now = Instant::now();
+        let times = lifetime.and_then(|lifetime| {
+            Some(Times {
+                renew: now.checked_add(lifetime / 3 * 2)?,
+                end: now.checked_add(lifetime)?,
+            })
+        });
+        Session {
+            storage_url: storage_url.trim_end_matches('/').to_owned(),
+            token,
+            times,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.times
+            .as_ref()
+            .is_some_and(|times| times.renew <= Instant::now())
+    }
+
+    fn has_ended(&self) -> bool {
+        self.times
+            .as_ref()
+            .is_some_and(|times| times.end <= Instant::now())
+    }
 }
 
 type Renewal = Result<Arc<Session>, StoreError>;
@@ -80,21 +98,33 @@ type Renewal = Result<Arc<Session>, StoreError>;
 pub struct Account {
     client: Client,
     timeouts: Timeouts,
+    credentials: Credentials,
     state: Mutex<State>,
     renewals: Rounds<Renewal>,
 }
 
+#[derive(Default)]
 struct State {
-    credentials: Arc<Credentials>,
     session: Option<Arc<Session>>,
     /// When these credentials were refused, and how.
     refusal: Option<(Instant, StoreError)>,
+    /// What is wrong with them was looked into, which costs requests.
+    examined: bool,
+    early: Early,
+}
+
+/// Renewal before it is needed.
+#[derive(Default)]
+struct Early {
+    under_way: bool,
+    /// Not again before this, after that pause.
+    pause: Option<(Instant, Duration)>,
 }
 
 impl fmt::Debug for Account {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Account")
-            .field("credentials", &self.lock().credentials)
+            .field("url", &shown(self.credentials.auth.url()))
             .finish_non_exhaustive()
     }
 }
@@ -106,31 +136,48 @@ impl Account {
     /// [`ErrorKind::Invalid`] if the credentials cannot even be sent.
     pub fn new(credentials: Credentials, timeouts: Timeouts) -> Result<Arc<Account>, StoreError> {
         check(&credentials)?;
+        let client = http::client(&timeouts, &credentials.tls)?;
+        if credentials.tls == Tls::Insecure {
+            tracing::warn!(
+                "{}: certificates are not checked (insecure): whoever is on the way can read and change everything",
+                shown(credentials.auth.url())
+            );
+        }
         Ok(Arc::new(Account {
-            client: http::client(&timeouts)?,
+            client,
             timeouts,
-            state: Mutex::new(State {
-                credentials: Arc::new(credentials),
-                session: None,
-                refusal: None,
-            }),
+            credentials,
+            state: Mutex::default(),
             renewals: Rounds::new(),
         }))
     }
 
-    /// Uses these credentials from the next request on.
+    /// The account that this process already has for these credentials, or a new
+    /// one: one token, and one set of connections.
     ///
     /// # Errors
-    /// [`ErrorKind::Invalid`] if they cannot even be sent; the old ones stay.
-    pub fn set_credentials(&self, credentials: Credentials) -> Result<(), StoreError> {
-        check(&credentials)?;
-        let mut state = self.lock();
-        *state = State {
-            credentials: Arc::new(credentials),
-            session: None,
-            refusal: None,
-        };
-        Ok(())
+    /// As for [`Account::new`].
+    pub fn shared(
+        credentials: Credentials,
+        timeouts: Timeouts,
+    ) -> Result<Arc<Account>, StoreError> {
+        let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
+        accounts.retain(|account| account.strong_count() > 0);
+        let known = accounts
+            .iter()
+            .filter_map(Weak::upgrade)
+            .find(|known| known.credentials == credentials && known.timeouts == timeouts);
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let account = Account::new(credentials, timeouts)?;
+        accounts.push(Arc::downgrade(&account));
+        Ok(account)
+    }
+
+    /// Asks again at once, although the credentials were refused a moment ago.
+    pub(super) fn forget_refusal(&self) {
+        self.lock().refusal = None;
     }
 
     pub(super) fn timeouts(&self) -> &Timeouts {
@@ -139,7 +186,7 @@ impl Account {
 
     /// Sends a request with a token. If the token is refused it is renewed, and
     /// the request sent once more.
-    pub(super) async fn send(&self, request: &Request) -> Result<Response, StoreError> {
+    pub(super) async fn send(self: &Arc<Self>, request: &Request) -> Result<Response, StoreError> {
         let session = self.session(None).await?;
         let reply = self.send_with(&session, request).await?;
         if reply.status() != StatusCode::UNAUTHORIZED {
@@ -165,9 +212,10 @@ impl Account {
     }
 
     /// A session other than the one that failed.
-    async fn session(&self, failed: Option<&Arc<Session>>) -> Renewal {
+    async fn session(self: &Arc<Self>, failed: Option<&Arc<Session>>) -> Renewal {
         loop {
             if let Some(session) = self.usable(failed) {
+                self.renew_early(&session);
                 return Ok(session);
             }
             let renewed = self.renewals.after_now(|| self.renew(failed)).await;
@@ -184,85 +232,113 @@ impl Account {
         let session = self.lock().session.clone()?;
         match failed {
             Some(failed) if Arc::ptr_eq(&session, failed) => None,
-            _ => Some(session),
+            _ => Some(session).filter(|session| !session.has_ended()),
         }
+    }
+
+    /// Has a session that is due renewed beside, unless that is under way.
+    fn renew_early(self: &Arc<Self>, session: &Arc<Session>) {
+        if !session.is_due() {
+            return;
+        }
+        {
+            let early = &mut self.lock().early;
+            let too_soon = early.pause.is_some_and(|(until, _)| Instant::now() < until);
+            if early.under_way || too_soon {
+                return;
+            }
+            early.under_way = true;
+        }
+        let (account, session) = (Arc::clone(self), Arc::clone(session));
+        tokio::spawn(async move {
+            let ended = EarlyEnd(&account);
+            let renewed = account
+                .renewals
+                .after_now(|| account.renew(Some(&session)))
+                .await;
+            ended.with(&session, &renewed);
+        });
     }
 
     async fn renew(&self, failed: Option<&Arc<Session>>) -> Renewal {
         if let Some(session) = self.usable(failed) {
             return Ok(session);
         }
-        loop {
-            let credentials = {
-                let mut state = self.lock();
-                // Not to be used again, even if no other can be had.
-                state.session = None;
-                match &state.refusal {
-                    Some((when, error)) if when.elapsed() < REFUSAL_KEPT => {
-                        return Err(error.clone());
-                    }
-                    _ => state.credentials.clone(),
+        let examine = {
+            let state = self.lock();
+            match &state.refusal {
+                Some((when, error)) if when.elapsed() < REFUSAL_KEPT => {
+                    return Err(error.clone());
                 }
-            };
-            let renewal = self.authenticate(&credentials).await;
-            let mut state = self.lock();
-            if !Arc::ptr_eq(&credentials, &state.credentials) {
-                continue; // They were replaced meanwhile.
+                _ => !state.examined,
             }
-            match &renewal {
-                Ok(session) => state.session = Some(session.clone()),
-                Err(error) if error.kind == ErrorKind::Denied => {
-                    state.refusal = Some((Instant::now(), error.clone()));
-                }
-                Err(_) => {}
+        };
+        let renewal = self.log_in(failed.is_some(), examine).await.map(Arc::new);
+        let mut state = self.lock();
+        match &renewal {
+            Ok(session) => {
+                state.session = Some(session.clone());
+                state.refusal = None;
+                state.early = Early {
+                    pause: None,
+                    ..state.early
+                };
             }
-            return renewal;
+            Err(error) if error.kind == ErrorKind::Denied => {
+                state.examined = true;
+                state.refusal = Some((Instant::now(), error.clone()));
+            }
+            Err(_) => {}
         }
+        renewal
     }
 
-    async fn authenticate(&self, credentials: &Credentials) -> Renewal {
-        let request = self
-            .client
-            .get(&credentials.auth_url)
-            .header("x-auth-user", header(&credentials.username)?)
-            .header("x-auth-key", header(credentials.password.expose())?)
-            .send();
-        let failure = |kind, detail: String| {
-            StoreError::new(kind, "GET", shown(&credentials.auth_url), detail)
+    /// `again`: a token was had before. `examine`: find out what is wrong with
+    /// credentials that are refused.
+    async fn log_in(&self, again: bool, examine: bool) -> Result<Session, StoreError> {
+        let auth = &self.credentials.auth;
+        let session = match auth {
+            Auth::V1 {
+                auth_url,
+                username,
+                password,
+            } => {
+                let conversation = self.conversation("GET", auth_url);
+                v1::log_in(&conversation, username, password).await?
+            }
+            Auth::Token { storage_url, token } => {
+                if again {
+                    return Err(token_refused(storage_url));
+                }
+                return Ok(Session::new(storage_url, header(token.expose())?, None));
+            }
+            Auth::Password { auth_url, .. } | Auth::ApplicationCredential { auth_url, .. } => {
+                let url = keystone::base(auth_url);
+                let conversation = self.conversation("POST", &url);
+                keystone::log_in(&conversation, &self.credentials, examine).await?
+            }
         };
-        let reply = timeout(self.timeouts.read, request)
-            .await
-            .map_err(|_| {
-                let seconds = self.timeouts.read.as_secs_f32();
-                failure(
-                    ErrorKind::Unavailable,
-                    format!("nothing was heard for {seconds} s"),
-                )
-            })?
-            .map_err(|error| {
-                let kind = match error.is_connect() {
-                    true => ErrorKind::Unreachable,
-                    false => ErrorKind::Unavailable,
-                };
-                failure(kind, reason(&error.without_url()))
-            })?;
-        let (status, headers) = (reply.status(), reply.headers().clone());
-        http::drain(reply).await;
-        if let Some((kind, meaning)) = refusal(status) {
-            return Err(StoreError {
-                retry_after: retry_after(&headers),
-                ..failure(kind, describe(status, meaning, &headers))
-            });
-        }
-        let session = session(&headers)
-            .map_err(|fault| failure(ErrorKind::Invalid, describe(status, fault, &headers)))?;
-        if credentials.auth_url.starts_with("https:") && session.storage_url.starts_with("http:") {
+        let encrypted = |url: &str| url.to_ascii_lowercase().starts_with("https:");
+        if encrypted(auth.url()) && !encrypted(&session.storage_url) {
             tracing::warn!(
                 "{}: the storage URL is not encrypted (http): the token and all data can be read on the network",
-                shown(&credentials.auth_url)
+                shown(auth.url())
             );
         }
-        Ok(Arc::new(session))
+        Ok(session)
+    }
+
+    fn conversation<'a>(
+        &'a self,
+        operation: &'static str,
+        url: &'a str,
+    ) -> conversation::Conversation<'a> {
+        conversation::Conversation {
+            client: &self.client,
+            timeout: self.timeouts.read,
+            operation,
+            url,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -270,43 +346,50 @@ impl Account {
     }
 }
 
-/// What is wrong with this answer to an authentication, if anything.
-fn refusal(status: StatusCode) -> Option<(ErrorKind, &'static str)> {
-    match status.as_u16() {
-        200..=299 => None,
-        401 | 403 => Some((
-            ErrorKind::Denied,
-            "the user name or the password was refused",
-        )),
-        404 => Some((
-            ErrorKind::Invalid,
-            "no authentication at this address (check auth_url)",
-        )),
-        408 | 429 | 498 | 499 | 500..=599 => Some((ErrorKind::Unavailable, "")),
-        _ => Some((
-            ErrorKind::Invalid,
-            "not an answer to an authentication (check auth_url)",
-        )),
+/// The end of an early renewal, also of one that is dropped with its runtime.
+struct EarlyEnd<'a>(&'a Account);
+
+impl EarlyEnd<'_> {
+    fn with(self, session: &Session, renewed: &Renewal) {
+        let Err(error) = renewed else { return };
+        let now = Instant::now();
+        let left = session.times.as_ref().map_or(Duration::ZERO, |times| {
+            times.end.saturating_duration_since(now)
+        });
+        let pause = {
+            let early = &mut self.0.lock().early;
+            let pause = early.pause.map_or(FIRST_PAUSE, |(_, last)| last * 2);
+            let pause = pause.min(LAST_PAUSE);
+            early.pause = Some((now + pause, pause));
+            pause
+        };
+        tracing::warn!(
+            "{error}: no new token; the one in use holds for {} s, asking again in {} s{}",
+            left.as_secs(),
+            pause.as_secs(),
+            error
+                .hint
+                .as_ref()
+                .map(|hint| format!("; {hint}"))
+                .unwrap_or_default()
+        );
     }
 }
 
-fn session(headers: &HeaderMap) -> Result<Session, &'static str> {
-    let mut token = headers
-        .get("x-auth-token")
-        .or_else(|| headers.get("x-storage-token"))
-        .filter(|token| !token.is_empty())
-        .ok_or("the answer has no X-Auth-Token")?
-        .clone();
-    token.set_sensitive(true);
-    let url = headers
-        .get("x-storage-url")
-        .and_then(|url| url.to_str().ok())
-        .ok_or("the answer has no X-Storage-Url")?;
-    plain_url(url).map_err(|()| "the answer's X-Storage-Url is not a plain http or https URL")?;
-    Ok(Session {
-        storage_url: url.trim_end_matches('/').to_owned(),
-        token,
-    })
+impl Drop for EarlyEnd<'_> {
+    fn drop(&mut self) {
+        self.0.lock().early.under_way = false;
+    }
+}
+
+fn token_refused(storage_url: &str) -> StoreError {
+    StoreError::new(
+        ErrorKind::Denied,
+        "open",
+        shown(storage_url),
+        "the token was refused: it has expired, was revoked, or is for another account",
+    )
+    .hint("a ready token cannot be renewed: write a new one, or credentials to get one with")
 }
 
 /// A URL with http or https, a host, and neither a user part nor a query.
@@ -322,17 +405,28 @@ fn plain_url(url: &str) -> Result<(), ()> {
 }
 
 fn check(credentials: &Credentials) -> Result<(), StoreError> {
-    let target = shown(&credentials.auth_url);
-    plain_url(&credentials.auth_url).map_err(|()| {
+    let auth = &credentials.auth;
+    plain_url(auth.url()).map_err(|()| {
         StoreError::new(
             ErrorKind::Invalid,
             "open",
-            target,
-            "auth_url must be an http or https URL without a user part or a query",
+            shown(auth.url()),
+            "it must be an http or https URL without a user part or a query",
         )
     })?;
-    header(&credentials.username)?;
-    header(credentials.password.expose())?;
+    match auth {
+        Auth::V1 {
+            username, password, ..
+        } => {
+            header(username)?;
+            header(password.expose())?;
+        }
+        Auth::Token { token, .. } => {
+            header(token.expose())?;
+        }
+        // These go in a body.
+        Auth::Password { .. } | Auth::ApplicationCredential { .. } => {}
+    }
     Ok(())
 }
 
@@ -342,7 +436,7 @@ fn header(text: &str) -> Result<HeaderValue, StoreError> {
             ErrorKind::Invalid,
             "open",
             "credentials",
-            "the user name or the password has a character that HTTP cannot carry",
+            "the user name, the password or the token has a character that HTTP cannot carry",
         )
     })?;
     value.set_sensitive(true);
@@ -355,25 +449,28 @@ mod tests {
 
     #[test]
     fn debug_shows_no_secret() {
-        let credentials = Credentials {
-            auth_url: "http://u:hunter2@h/v1".to_owned(),
-            username: "a:u".to_owned(),
-            password: Secret::new("hunter2"),
-        };
-        assert!(!format!("{credentials:?} {:?}", credentials.password).contains("hunter2"));
+        let credentials = Credentials::v1("http://u:hunter2@h/v1", "a:u", "hunter2");
+        assert!(!format!("{credentials:?} {:?}", credentials.auth).contains("hunter2"));
         let error = Account::new(credentials, Timeouts::default()).unwrap_err();
         assert!(!format!("{error} {error:?}").contains("hunter2"));
     }
 
     #[test]
     fn a_password_that_no_header_can_carry_is_refused_unseen() {
-        let credentials = Credentials {
-            auth_url: "http://h/v1".to_owned(),
-            username: "a:u".to_owned(),
-            password: Secret::new("hunter2\r\nX-Evil: 1"),
-        };
+        let credentials = Credentials::v1("http://h/v1", "a:u", "hunter2\r\nX-Evil: 1");
         let error = Account::new(credentials, Timeouts::default()).unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
         assert!(!format!("{error:?}").contains("hunter2"));
+    }
+
+    #[tokio::test]
+    async fn equal_credentials_share_an_account() {
+        let open = |key: &str| {
+            let credentials = Credentials::v1("http://shared/v1", "a:u", key);
+            Account::shared(credentials, Timeouts::default()).unwrap()
+        };
+        let (one, other) = (open("one"), open("other"));
+        assert!(Arc::ptr_eq(&one, &open("one")));
+        assert!(!Arc::ptr_eq(&one, &other));
     }
 }

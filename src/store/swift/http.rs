@@ -10,10 +10,11 @@ use bytes::{Bytes, BytesMut};
 use futures_util::stream::{self, StreamExt};
 use md5::{Digest, Md5};
 use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
-use reqwest::{Body, Client, RequestBuilder, Response};
+use reqwest::{Body, Certificate, Client, RequestBuilder, Response};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::request::{Request, reason};
+use crate::credentials::Tls;
 use crate::store::{ErrorKind, StoreError};
 
 /// A body is handed over in parts of this size: each is a sign of progress, and
@@ -25,7 +26,7 @@ const MAX_DRAINED: usize = 64 * 1024;
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a request waits for what.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timeouts {
     /// For a connection, TLS included.
     pub connect: Duration,
@@ -48,13 +49,22 @@ impl Default for Timeouts {
 }
 
 /// A pool of connections.
-pub(super) fn client(timeouts: &Timeouts) -> Result<Client, StoreError> {
+pub(super) fn client(timeouts: &Timeouts, tls: &Tls) -> Result<Client, StoreError> {
     // A second installation fails, and then there is one already.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut headers = HeaderMap::new();
     // A compressed body would not match its ETag.
     headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
-    Client::builder()
+    let builder = match tls {
+        Tls::System => Client::builder(),
+        Tls::Authorities { pem, file } => {
+            let certificates = Certificate::from_pem_bundle(pem.as_bytes())
+                .map_err(|error| unusable(file, &error.without_url()))?;
+            Client::builder().tls_certs_only(certificates)
+        }
+        Tls::Insecure => Client::builder().tls_danger_accept_invalid_certs(true),
+    };
+    builder
         .user_agent(concat!("swiftnbd/", env!("CARGO_PKG_VERSION")))
         .default_headers(headers)
         .http1_only()
@@ -71,9 +81,16 @@ pub(super) fn client(timeouts: &Timeouts) -> Result<Client, StoreError> {
         .pool_idle_timeout(Duration::from_secs(15))
         .build()
         .map_err(|error| {
-            let detail = reason(&error.without_url());
-            StoreError::new(ErrorKind::Invalid, "open", "HTTP client", detail)
+            let file = match tls {
+                Tls::Authorities { file, .. } => file,
+                Tls::System | Tls::Insecure => "HTTP client",
+            };
+            unusable(file, &error.without_url())
         })
+}
+
+fn unusable(what: &str, error: &reqwest::Error) -> StoreError {
+    StoreError::new(ErrorKind::Invalid, "open", what, reason(error))
 }
 
 /// Sends it and waits for the head of the answer.

@@ -11,7 +11,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{HeaderMap, RETRY_AFTER};
 use reqwest::{Method, Response, StatusCode, Url};
 
-use super::{CLOCK_SKEW, REQUEST_LIFETIME};
+use super::{CLOCK_SKEW, REQUEST_LIFETIME, tls};
 use crate::store::{ErrorKind, StoreError};
 
 /// A server may ask for a longer pause than this; it does not get it.
@@ -88,7 +88,11 @@ impl Request {
     /// The connection failed, before or after the request was sent.
     pub(super) fn transport(&self, error: reqwest::Error) -> StoreError {
         let (builder, connect) = (error.is_builder(), error.is_connect());
-        let detail = reason(&error.without_url());
+        let error = error.without_url();
+        let detail = reason(&error);
+        if let Some(hint) = tls::hint(&error) {
+            return self.error(ErrorKind::Invalid, detail).hint(hint);
+        }
         if builder {
             self.error(ErrorKind::Invalid, detail)
         } else if connect {
@@ -128,7 +132,23 @@ impl Request {
         StoreError {
             retry_after: retry_after(headers),
             lingers: self.lingers(lifetime_after(status)),
+            hint: self.hint(status).map(str::to_owned),
             ..self.error(kind, describe(status, meaning, headers))
+        }
+    }
+
+    /// What to do about a refusal that has its own remedy.
+    fn hint(&self, status: StatusCode) -> Option<&'static str> {
+        match status.as_u16() {
+            403 if self.is_write() => Some(
+                "the account lets this user read at most: the user needs a role that may write \
+                 (with Keystone often member), or the volume must be read_only",
+            ),
+            403 => Some(
+                "the account belongs to somebody else, or this user has no role in it: check the \
+                 user, the project and the storage URL",
+            ),
+            _ => None,
         }
     }
 
