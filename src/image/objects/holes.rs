@@ -22,9 +22,9 @@ use super::presence::Known;
 use super::{Shared, reader};
 use crate::image::{Extent, ExtentKind, ImageError};
 
-/// Objects that are asked for at the same time; fewer than may be fetched, so
-/// that reads go on meanwhile.
-const AT_ONCE: usize = 16;
+/// Objects that are asked for at the same time, however many calls there are; at
+/// most half of those that may be fetched, so that reads go on meanwhile.
+pub const AT_ONCE: usize = 16;
 
 /// Objects that are asked for in one call; then it returns what it has.
 const MOST_ASKED: usize = 1024;
@@ -96,6 +96,8 @@ fn known(shared: &Shared, index: u64) -> Known {
 
 /// Finds out what an object that was not listed is.
 async fn ask(shared: &Arc<Shared>, index: u64) -> Result<ExtentKind, ImageError> {
+    let place = shared.asking.acquire().await;
+    let _place = place.map_err(|_| ImageError::Closed)?;
     loop {
         match known(shared, index) {
             Known::Present => return Ok(ExtentKind::Data),

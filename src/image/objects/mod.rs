@@ -101,6 +101,8 @@ struct Shared {
     progress: Notify,
     uploads: usize,
     fetches: Arc<Semaphore>,
+    /// Places for fetches that only ask whether there is an object.
+    asking: Semaphore,
     /// Most bytes that read-ahead asks for beyond what was read.
     read_ahead: u64,
     closed: AtomicBool,
@@ -152,6 +154,7 @@ impl Objects {
             progress: Notify::new(),
             uploads: uploads as usize,
             fetches: Arc::new(Semaphore::new(fetches as usize)),
+            asking: Semaphore::new((fetches as usize / 2).clamp(1, holes::AT_ONCE)),
             read_ahead: (limits.cache / 4).min(16 << 20),
             closed: AtomicBool::new(false),
         });
