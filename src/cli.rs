@@ -4,6 +4,7 @@
 //! does. Mistakes end in exit status 2, help and version in 0, both through
 //! [`clap::Error::exit`].
 
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -208,19 +209,62 @@ pub struct Name {
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Example:
+Examples:
+  swiftnbd serve mynbd0                     # nbd://127.0.0.1:10809/mynbd0
   swiftnbd serve mynbd0 --unix /run/mynbd0.sock
-  nbdinfo 'nbd+unix:///mynbd0?socket=/run/mynbd0.sock'")]
+  nbdinfo 'nbd+unix:///mynbd0?socket=/run/mynbd0.sock'
+  swiftnbd serve --bind 0.0.0.0 --tls-cert server.pem --tls-key server.key --tls-client-ca ca.pem
+
+Volumes that are named are locked until the server ends. Without names every
+configured volume is an export, locked from its first client until a few seconds
+after its last one.")]
 pub struct Serve {
     /// The volumes [default: all that are configured]
     #[arg(value_name = "NAME", value_parser = parse_name)]
     pub names: Vec<String>,
-    /// Listen on this socket
-    #[arg(long, value_name = "PATH")]
+    /// Listen on this address; the port may be left out
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:10809")]
+    #[arg(value_parser = parse_bind)]
+    pub bind: SocketAddr,
+    /// Listen on this socket instead
+    #[arg(long, value_name = "PATH", conflicts_with = "bind")]
     pub unix: Option<PathBuf>,
     /// Allow no writes
     #[arg(long)]
     pub read_only: bool,
+    /// Encrypt, with this certificate (PEM, with its chain)
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The key of the certificate (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+    /// Let in only clients with a certificate of this authority (PEM)
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// Listen on other addresses than this machine's own without TLS: whoever
+    /// reaches the port can read and write the volumes
+    #[arg(long, conflicts_with = "tls_cert")]
+    pub insecure_plaintext: bool,
+}
+
+/// The port that is NBD's own.
+const NBD_PORT: u16 = 10809;
+
+/// An address to listen on, from `ADDR:PORT` or `ADDR`; IPv6 in brackets where a
+/// port follows.
+fn parse_bind(text: &str) -> Result<SocketAddr, String> {
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Ok(address);
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|text| text.strip_suffix(']'));
+    match bare.unwrap_or(text).parse::<IpAddr>() {
+        Ok(address) if bare.is_none() || address.is_ipv6() => {
+            Ok(SocketAddr::new(address, NBD_PORT))
+        }
+        _ => Err("an address is written 127.0.0.1:10809, 0.0.0.0 or [::1]:10809".into()),
+    }
 }
 
 /// An attachment, by its device or its volume.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::image::{Image, ImageError, Stats};
+use crate::image::{Extent, ExtentKind, Image, ImageError, Stats};
 
 /// The largest READ or WRITE that is served, in bytes: the kernel's and the
 /// NBD protocol's usual maximum.
@@ -21,6 +21,29 @@ pub struct Device {
     size: u64,
     block_size: u32,
     read_only: bool,
+}
+
+/// What a client may know of a device before it is used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    /// Size in bytes, a multiple of the block size.
+    pub size: u64,
+    /// Logical block size in bytes.
+    pub block_size: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl Shape {
+    /// The shape of a volume of `size` bytes, rounded down to whole blocks, as the
+    /// kernel does.
+    pub fn new(size: u64, block_size: u32, read_only: bool) -> Shape {
+        Shape {
+            size: size / u64::from(block_size) * u64::from(block_size),
+            block_size,
+            read_only,
+        }
+    }
 }
 
 /// A request that a device does not carry out.
@@ -58,10 +81,10 @@ impl Device {
     /// power of two from 512 to 4096. A size that is not a multiple of it is
     /// rounded down, as the kernel does.
     pub fn new(image: Arc<dyn Image>, block_size: u32, read_only: bool) -> Device {
-        let size = image.size() / u64::from(block_size) * u64::from(block_size);
+        let shape = Shape::new(image.size(), block_size, read_only);
         Device {
             image,
-            size,
+            size: shape.size,
             block_size,
             read_only,
         }
@@ -80,6 +103,11 @@ impl Device {
     /// Whether writes are refused.
     pub fn read_only(&self) -> bool {
         self.read_only
+    }
+
+    /// Size, block size and whether writes are refused.
+    pub fn shape(&self) -> Shape {
+        Shape::new(self.size, self.block_size, self.read_only)
     }
 
     /// Figures for `status`.
@@ -121,6 +149,19 @@ impl Device {
         self.check(offset, length)?;
         self.image.discard(offset, length).await?;
         self.flush_if(fua).await
+    }
+
+    /// What a range holds, from its start on: one extent to `most`, in whole
+    /// blocks, together no longer than the range and possibly shorter.
+    pub async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, DeviceError> {
+        self.check(offset, length)?;
+        let found = self.image.extents(offset, length, most).await?;
+        Ok(whole_blocks(&found, self.block_size.into()))
     }
 
     /// Makes everything durable that was answered before the call.
@@ -180,5 +221,61 @@ impl Device {
                 size: self.size,
             }),
         }
+    }
+}
+
+/// Moves the ends of extents to those of blocks: a block that is partly data is
+/// data. What is left over at the end is left out, unless there is nothing else.
+fn whole_blocks(extents: &[Extent], block: u64) -> Vec<Extent> {
+    let mut whole = Vec::with_capacity(extents.len());
+    let (mut at, mut done) = (0, 0);
+    for extent in extents {
+        at += extent.length;
+        let end = match extent.kind {
+            ExtentKind::Data => at.next_multiple_of(block),
+            ExtentKind::Hole => at / block * block,
+        };
+        if end > done {
+            Extent::append(&mut whole, end - done, extent.kind);
+            done = end;
+        }
+    }
+    if whole.is_empty() {
+        Extent::append(&mut whole, block, ExtentKind::Data);
+    }
+    whole
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_block_that_is_partly_data_is_data() {
+        use ExtentKind::{Data, Hole};
+        let cut = |list: &[(u64, ExtentKind)]| {
+            let list: Vec<_> = list
+                .iter()
+                .map(|&(length, kind)| Extent { length, kind })
+                .collect();
+            let whole = whole_blocks(&list, 512);
+            whole.iter().map(|e| (e.length, e.kind)).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            cut(&[(512, Hole), (1024, Data)]),
+            [(512, Hole), (1024, Data)]
+        );
+        // Both neighbours lose the block in which they meet.
+        assert_eq!(
+            cut(&[(600, Hole), (10, Data), (2000, Hole)]),
+            [(512, Hole), (512, Data), (1536, Hole)]
+        );
+        // A hole within one block is none.
+        assert_eq!(
+            cut(&[(700, Data), (100, Hole), (224, Data)]),
+            [(1024, Data)]
+        );
+        assert_eq!(cut(&[(100, Hole)]), [(512, Data)]);
+        assert_eq!(cut(&[(100, Data)]), [(512, Data)]);
     }
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nbd_support::*;
 use swiftnbd::device::Device;
-use swiftnbd::nbd::{Export, Limits, negotiate};
+use swiftnbd::nbd::{Export, Limits, Outcome, Tls, negotiate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 struct Counting;
@@ -146,14 +146,22 @@ async fn hostile_handshakes() {
         description: String::new(),
     };
     let exports = vec![(export, Device::new(TestImage::new(KEPT), 512, false))];
-    for option in [1, 2, 3, 5, 6, 7, 99_u32] {
-        for length in [u32::MAX, 1 << 20, 9000] {
+    let cases = [1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 99_u32]
+        .into_iter()
+        .flat_map(|option| [u32::MAX, 1 << 20, 9000, 8192].map(|length| (option, length)));
+    for (option, length) in cases {
+        for tls in [Tls::None, Tls::Required] {
             let before = NOW.load(Ordering::SeqCst);
             PEAK.store(before, Ordering::SeqCst);
             let (client, mut server) = duplex(4096);
             let (mut replies, mut sender) = tokio::io::split(client);
             let sending = async {
                 sender.write_all(&[0, 0, 0, 3]).await.unwrap();
+                // Structured replies, without which there are no contexts.
+                sender
+                    .write_all(b"IHAVEOPT\0\0\0\x08\0\0\0\0")
+                    .await
+                    .unwrap();
                 sender.write_all(b"IHAVEOPT").await.unwrap();
                 sender.write_all(&option.to_be_bytes()).await.unwrap();
                 sender.write_all(&length.to_be_bytes()).await.unwrap();
@@ -166,7 +174,8 @@ async fn hostile_handshakes() {
                 let _ = tokio::io::copy(&mut replies, &mut sink).await;
             };
             let negotiating = async {
-                let _ = negotiate(&mut server, &exports).await;
+                let outcome = negotiate(&mut server, &exports, tls).await;
+                assert!(!matches!(outcome, Ok(Outcome::Chosen(_))));
                 drop(server);
             };
             tokio::join!(negotiating, sending, receiving);

@@ -20,7 +20,7 @@ use crate::stack::{self, Container};
 use crate::store::ErrorKind;
 
 /// Logical block size of a volume in format 1, in bytes.
-const BLOCK_SIZE: u32 = 512;
+pub(super) const BLOCK_SIZE: u32 = 512;
 
 /// After an unlock by hand, attaching waits for requests of the dead holder that
 /// may still be on their way. When that was is told by the clock of whoever

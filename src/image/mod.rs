@@ -43,8 +43,53 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// and stops all background work. Nothing may be called afterwards.
     async fn close(&self) -> Result<(), ImageError>;
 
+    /// What a range holds, from its start on: at least one extent and at most
+    /// `most` (at least 1), none empty, together no longer than the range and
+    /// possibly shorter. Where it is not known, or known only to be dirty, it is
+    /// data; a format that knows no holes says data of everything.
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ImageError> {
+        let _ = (offset, most);
+        let kind = ExtentKind::Data;
+        Ok(vec![Extent { length, kind }])
+    }
+
     /// Figures for `status`.
     fn stats(&self) -> Stats;
+}
+
+/// A stretch of a volume of which the same is true.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// Its length in bytes.
+    pub length: u64,
+    /// What it is.
+    pub kind: ExtentKind,
+}
+
+/// What a stretch of a volume is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExtentKind {
+    /// It may hold anything.
+    Data,
+    /// It is certain that it reads as zeros and that nothing is stored for it. A
+    /// copy may leave it out: what only seems to be absent is [`Self::Data`].
+    Hole,
+}
+
+impl Extent {
+    /// Appends a stretch to a list in which neighbours differ.
+    pub fn append(list: &mut Vec<Extent>, length: u64, kind: ExtentKind) {
+        match list.last_mut() {
+            Some(last) if last.kind == kind => last.length += length,
+            _ if length > 0 => list.push(Extent { length, kind }),
+            _ => {}
+        }
+    }
 }
 
 /// Figures of a running volume.

@@ -1,22 +1,31 @@
 //! The handshake: which export a client gets, and what it may do with it.
 //!
-//! Fixed newstyle, without TLS and without structured replies. A client has
-//! ten seconds and 64 options to choose; opening an export takes as long
-//! as it takes and is not counted. Nothing is read beyond the last option, so
-//! the transmission phase begins on the stream as it is.
+//! Fixed newstyle, with structured replies, the metadata context
+//! `base:allocation`, and TLS where the caller has it. A client has ten seconds
+//! and 64 options to choose; opening an export takes as long as it takes and is
+//! not counted. Nothing is read beyond the last option, so the transmission phase,
+//! or TLS, begins on the stream as it is.
+//!
+//! TLS itself is the caller's: STARTTLS ends the negotiation with an [`Upgrade`],
+//! which goes on over the stream that the caller has made. Where TLS is there, it
+//! is required: before it, a client learns nothing but that.
 
 mod client;
+mod context;
+mod exports;
+mod upgrade;
 
-use std::io;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use self::client::Client;
+pub use self::exports::{Chosen, Export, Exports, HandshakeError, Outcome, Tls, Unavailable};
+pub use self::upgrade::Upgrade;
+use super::transmission::Agreed;
+use super::wire::export_flags;
 use super::wire::option::*;
-use super::wire::transmission_flags;
-use crate::device::{Device, MAX_REQUEST};
+use crate::device::{Device, MAX_REQUEST, Shape};
 
 /// How long the server waits for a client altogether.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -37,111 +46,26 @@ const PREFERRED_BLOCK_SIZE: u32 = 64 << 10;
 /// Reserved zeros after the answer to EXPORT_NAME.
 const ZEROES: usize = 124;
 
-/// One export in a list.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Export {
-    /// Its name.
-    pub name: String,
-    /// A text for people; may be empty.
-    pub description: String,
-}
-
-/// Why an export is opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// Only to say what it is like (INFO).
-    Inspect,
-    /// To be served (GO, EXPORT_NAME).
-    Serve,
-}
-
-/// An export that exists and cannot be had now: it is leased to somebody else,
-/// or its store is out of reach. The text is shown to the client.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("{0}")]
-pub struct Unavailable(pub String);
-
-/// What a server has to offer. A volume may be opened at its first client.
-#[async_trait]
-pub trait Exports: Send + Sync {
-    /// Every export, in the order in which they are listed.
-    fn list(&self) -> Vec<Export>;
-
-    /// The device of the export of this name, never empty. `None` if there is
-    /// no such export.
-    async fn open(&self, name: &str, purpose: Purpose) -> Result<Option<Device>, Unavailable>;
-}
-
-/// Devices that are open already.
-#[async_trait]
-impl Exports for Vec<(Export, Device)> {
-    fn list(&self) -> Vec<Export> {
-        self.iter().map(|(export, _)| export.clone()).collect()
-    }
-
-    async fn open(&self, name: &str, _: Purpose) -> Result<Option<Device>, Unavailable> {
-        let found = self.iter().find(|(export, _)| export.name == name);
-        Ok(found.map(|(_, device)| device.clone()))
-    }
-}
-
-/// What a client has chosen.
-#[derive(Debug, Clone)]
-pub struct Chosen {
-    /// The export's name, in full even if the client chose the default.
-    pub name: String,
-    /// Its device.
-    pub device: Device,
-}
-
-/// Why a handshake came to nothing.
-#[derive(Debug, thiserror::Error)]
-pub enum HandshakeError {
-    /// The client said too little for too long.
-    #[error("the client did not choose an export in time")]
-    Timeout,
-    /// The client set flags that were not offered.
-    #[error("the client sent unknown flags: {0:#010x}")]
-    ClientFlags(u32),
-    /// The client does not speak NBD.
-    #[error(transparent)]
-    BadMagic(#[from] BadOptionMagic),
-    /// An option too long to be skipped, or an EXPORT_NAME too long to be read.
-    #[error("option {option} has {length} bytes of data")]
-    Oversized {
-        /// The option's number.
-        option: u32,
-        /// The length of its data in bytes.
-        length: u32,
-    },
-    /// More options than any client needs.
-    #[error("the client sent more than {MAX_OPTIONS} options")]
-    TooManyOptions,
-    /// An EXPORT_NAME that cannot be served; it has no error reply.
-    #[error("export {name:?}: {reason}")]
-    Refused {
-        /// The name that the client asked for.
-        name: String,
-        /// Why it does not get it.
-        reason: String,
-    },
-    /// The connection failed.
-    #[error("the connection failed: {0}")]
-    Io(#[from] io::Error),
-}
-
-/// Lets a client choose an export. `None`: it left without choosing.
+/// Lets a client choose an export.
 pub async fn negotiate<S>(
     stream: &mut S,
     exports: &dyn Exports,
-) -> Result<Option<Chosen>, HandshakeError>
+    tls: Tls,
+) -> Result<Outcome, HandshakeError>
 where
     S: AsyncRead + AsyncWrite + Unpin + Send,
 {
     let mut handshake = Handshake {
         client: Client::new(stream, PATIENCE),
         exports,
+        security: match tls {
+            Tls::None => Security::Plain,
+            Tls::Required => Security::Awaited,
+        },
         no_zeroes: false,
+        options: 0,
+        structured: false,
+        context: None,
     };
     handshake.run().await
 }
@@ -160,17 +84,49 @@ fn unknown() -> Refusal {
     (rep::ERR_UNKNOWN, "there is no such export".to_owned())
 }
 
+fn malformed(error: BadOption) -> Refusal {
+    let kind = match error {
+        BadOption::NameTooLong => rep::ERR_TOO_BIG,
+        BadOption::Length | BadOption::Name => rep::ERR_INVALID,
+    };
+    (kind, error.to_string())
+}
+
+/// How the client's stream is protected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Security {
+    /// Not, and it need not be.
+    Plain,
+    /// Not yet, and it must be.
+    Awaited,
+    /// By TLS.
+    Tls,
+}
+
+/// Where the negotiation goes after an option.
+enum Next {
+    Option,
+    End(Outcome),
+}
+
 struct Handshake<'a, S> {
     client: Client<'a, S>,
     exports: &'a dyn Exports,
+    security: Security,
     no_zeroes: bool,
+    /// Options that came so far.
+    options: usize,
+    /// Structured replies were agreed on.
+    structured: bool,
+    /// The export for which `base:allocation` was chosen.
+    context: Option<String>,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'_, S> {
-    async fn run(&mut self) -> Result<Option<Chosen>, HandshakeError> {
+    async fn run(&mut self) -> Result<Outcome, HandshakeError> {
         self.client.write(&encode_greeting()).await?;
         let Some(flags) = self.client.read().await? else {
-            return Ok(None);
+            return Ok(Outcome::Left);
         };
         let flags = u32::from_be_bytes(flags);
         // A client without FIXED_NEWSTYLE is served as one that has it.
@@ -178,71 +134,122 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'_, S> {
             return Err(HandshakeError::ClientFlags(flags));
         }
         self.no_zeroes = flags & u32::from(NO_ZEROES) != 0;
-        for _ in 0..MAX_OPTIONS {
+        self.haggle().await
+    }
+
+    async fn haggle(&mut self) -> Result<Outcome, HandshakeError> {
+        while self.options < MAX_OPTIONS {
+            self.options += 1;
             let Some(header) = self.client.read().await? else {
-                return Ok(None);
+                return Ok(Outcome::Left);
             };
             let header = decode_option(&header)?;
-            match header.option {
-                opt::EXPORT_NAME => return self.export_name(header).await.map(Some),
-                opt::ABORT => return self.abort(header).await,
-                opt::LIST => self.list(header).await?,
-                opt::INFO => {
-                    self.go(header, Purpose::Inspect).await?;
-                }
-                opt::GO => {
-                    if let Some(chosen) = self.go(header, Purpose::Serve).await? {
-                        return Ok(Some(chosen));
-                    }
-                }
-                // STARTTLS and STRUCTURED_REPLY among them.
-                other => {
-                    self.client.skip(header).await?;
-                    let text = b"this server does not know the option";
-                    self.client.reply(other, rep::ERR_UNSUP, text).await?;
-                }
+            let next = match self.security {
+                Security::Awaited => self.insecure_option(header).await?,
+                Security::Plain | Security::Tls => self.option(header).await?,
+            };
+            if let Next::End(outcome) = next {
+                return Ok(outcome);
             }
         }
         Err(HandshakeError::TooManyOptions)
     }
 
+    async fn option(&mut self, header: OptionHeader) -> Result<Next, HandshakeError> {
+        match header.option {
+            opt::EXPORT_NAME => return self.export_name(header).await,
+            opt::ABORT => return self.abort(header).await,
+            opt::GO => return self.go(header).await,
+            opt::INFO => self.info(header).await?,
+            opt::LIST => self.list(header).await?,
+            opt::STRUCTURED_REPLY => self.structured_reply(header).await?,
+            opt::LIST_META_CONTEXT => self.list_contexts(header).await?,
+            opt::SET_META_CONTEXT => self.set_contexts(header).await?,
+            opt::STARTTLS if self.security == Security::Tls => {
+                let text = "the connection is encrypted already";
+                self.refuse(header, rep::ERR_INVALID, text).await?;
+            }
+            opt::STARTTLS => {
+                let text = "this server has no certificate";
+                self.refuse(header, rep::ERR_UNSUP, text).await?;
+            }
+            _ => {
+                let text = "this server does not know the option";
+                self.refuse(header, rep::ERR_UNSUP, text).await?;
+            }
+        }
+        Ok(Next::Option)
+    }
+
+    /// Skips an option's data and says why it is not followed.
+    async fn refuse(
+        &mut self,
+        header: OptionHeader,
+        kind: u32,
+        text: &str,
+    ) -> Result<(), HandshakeError> {
+        self.client.skip(header).await?;
+        let option = header.option;
+        self.client.reply(option, kind, text.as_bytes()).await
+    }
+
+    /// An option's data; `None` if it is too long, and has been refused.
+    async fn data(&mut self, header: OptionHeader) -> Result<Option<Vec<u8>>, HandshakeError> {
+        if header.length > MAX_DATA {
+            let text = "the option is too long";
+            self.refuse(header, rep::ERR_TOO_BIG, text).await?;
+            return Ok(None);
+        }
+        self.client.read_data(header.length).await.map(Some)
+    }
+
     /// EXPORT_NAME has no error reply: what cannot be served ends here.
-    async fn export_name(&mut self, header: OptionHeader) -> Result<Chosen, HandshakeError> {
+    async fn export_name(&mut self, header: OptionHeader) -> Result<Next, HandshakeError> {
         if header.length > MAX_DATA {
             return Err(oversized(header));
         }
         let data = self.client.read_data(header.length).await?;
         let opened = match decode_name(&data) {
-            Ok(name) => self.open(name, Purpose::Serve).await,
-            Err(error) => Err((rep::ERR_INVALID, error.to_string())),
+            Ok(name) => self.open(name).await,
+            Err(error) => Err(malformed(error)),
         };
         let (export, device) = opened.map_err(|(_, reason)| HandshakeError::Refused {
             name: String::from_utf8_lossy(&data).into_owned(),
             reason,
         })?;
         let mut answer = [0; 10 + ZEROES];
-        answer[..10].copy_from_slice(&encode_export(device.size(), transmission_flags(&device)));
+        let flags = export_flags(&device.shape(), self.structured);
+        answer[..10].copy_from_slice(&encode_export(device.size(), flags));
         let length = if self.no_zeroes { 10 } else { answer.len() };
         self.client.write(&answer[..length]).await?;
-        Ok(Chosen {
-            name: export.name,
-            device,
-        })
+        Ok(self.chosen(export, device))
     }
 
-    async fn abort(&mut self, header: OptionHeader) -> Result<Option<Chosen>, HandshakeError> {
+    fn chosen(&self, export: Export, device: Device) -> Next {
+        let agreed = Agreed {
+            structured: self.structured,
+            // What was chosen for another export does not count.
+            block_status: self.context.as_ref() == Some(&export.name),
+        };
+        Next::End(Outcome::Chosen(Chosen {
+            name: export.name,
+            device,
+            agreed,
+        }))
+    }
+
+    async fn abort(&mut self, header: OptionHeader) -> Result<Next, HandshakeError> {
         self.client.skip(header).await?;
         // "The server SHOULD gracefully handle the client … closing the
         // connection without waiting for a reply."
         let _ = self.client.reply(header.option, rep::ACK, &[]).await;
-        Ok(None)
+        Ok(Next::End(Outcome::Left))
     }
 
     async fn list(&mut self, header: OptionHeader) -> Result<(), HandshakeError> {
         if header.length > 0 {
-            self.client.skip(header).await?;
-            let text = b"LIST has no data";
-            return self.client.reply(opt::LIST, rep::ERR_INVALID, text).await;
+            let text = "LIST has no data";
+            return self.refuse(header, rep::ERR_INVALID, text).await;
         }
         let mut replies = Vec::new();
         for export in self.exports.list() {
@@ -253,61 +260,86 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'_, S> {
         self.client.write(&replies).await
     }
 
-    /// INFO and GO: the same answers. `None` after an error, which leaves the
-    /// client where it was.
-    async fn go(
-        &mut self,
-        header: OptionHeader,
-        purpose: Purpose,
-    ) -> Result<Option<Chosen>, HandshakeError> {
-        let option = header.option;
-        if header.length > MAX_DATA {
-            self.client.skip(header).await?;
-            let text = b"the option is too long";
-            self.client.reply(option, rep::ERR_TOO_BIG, text).await?;
-            return Ok(None);
+    async fn structured_reply(&mut self, header: OptionHeader) -> Result<(), HandshakeError> {
+        if header.length > 0 {
+            let text = "STRUCTURED_REPLY has no data";
+            return self.refuse(header, rep::ERR_INVALID, text).await;
         }
-        let data = self.client.read_data(header.length).await?;
-        let (opened, wanted) = match decode_go(&data) {
-            Ok(go) => (self.open(go.name, purpose).await, go.wanted),
-            Err(error) => {
-                let kind = match error {
-                    BadOption::NameTooLong => rep::ERR_TOO_BIG,
-                    BadOption::Length | BadOption::Name => rep::ERR_INVALID,
-                };
-                (Err((kind, error.to_string())), Vec::new())
+        self.structured = true;
+        self.client.reply(header.option, rep::ACK, &[]).await
+    }
+
+    /// What GO would say, without opening anything.
+    async fn info(&mut self, header: OptionHeader) -> Result<(), HandshakeError> {
+        let Some(data) = self.data(header).await? else {
+            return Ok(());
+        };
+        let found = match decode_go(&data) {
+            Ok(go) => self.inspect(go.name).await.map(|found| (found, go.wanted)),
+            Err(error) => Err(malformed(error)),
+        };
+        match found {
+            Ok(((export, shape), wanted)) => {
+                let replies = describe(opt::INFO, &export, &shape, self.structured, &wanted);
+                self.client.write(&replies).await
             }
+            Err((kind, text)) => self.client.reply(opt::INFO, kind, text.as_bytes()).await,
+        }
+    }
+
+    /// An error leaves the client where it was.
+    async fn go(&mut self, header: OptionHeader) -> Result<Next, HandshakeError> {
+        let Some(data) = self.data(header).await? else {
+            return Ok(Next::Option);
+        };
+        let opened = match decode_go(&data) {
+            Ok(go) => self.open(go.name).await.map(|opened| (opened, go.wanted)),
+            Err(error) => Err(malformed(error)),
         };
         match opened {
-            Ok((export, device)) => {
-                let replies = describe(option, &export, &device, &wanted);
+            Ok(((export, device), wanted)) => {
+                let shape = device.shape();
+                let replies = describe(opt::GO, &export, &shape, self.structured, &wanted);
                 self.client.write(&replies).await?;
-                Ok(Some(Chosen {
-                    name: export.name,
-                    device,
-                }))
+                Ok(self.chosen(export, device))
             }
             Err((kind, text)) => {
-                self.client.reply(option, kind, text.as_bytes()).await?;
-                Ok(None)
+                self.client.reply(opt::GO, kind, text.as_bytes()).await?;
+                Ok(Next::Option)
             }
         }
     }
 
     /// The export that a client means by `name`; the empty name means the only
     /// one, if there is only one.
-    async fn open(&self, name: &str, purpose: Purpose) -> Result<(Export, Device), Refusal> {
+    fn find(&self, name: &str) -> Result<Export, Refusal> {
         let mut exports = self.exports.list();
         let found = match (name, exports.len()) {
             ("", 1) => Some(0),
-            ("", _) => None,
+            ("", _) => {
+                let text = "there are several exports and none of them is the default";
+                return Err((rep::ERR_UNKNOWN, text.to_owned()));
+            }
             _ => exports.iter().position(|export| export.name == name),
         };
-        let Some(found) = found else {
-            return Err(unknown());
-        };
-        let export = exports.swap_remove(found);
-        match self.exports.open(&export.name, purpose).await {
+        match found {
+            Some(found) => Ok(exports.swap_remove(found)),
+            None => Err(unknown()),
+        }
+    }
+
+    async fn inspect(&self, name: &str) -> Result<(Export, Shape), Refusal> {
+        let export = self.find(name)?;
+        match self.exports.inspect(&export.name).await {
+            Ok(Some(shape)) => Ok((export, shape)),
+            Ok(None) => Err(unknown()),
+            Err(Unavailable(text)) => Err((rep::ERR_POLICY, text)),
+        }
+    }
+
+    async fn open(&self, name: &str) -> Result<(Export, Device), Refusal> {
+        let export = self.find(name)?;
+        match self.exports.open(&export.name).await {
             Ok(Some(device)) => Ok((export, device)),
             Ok(None) => Err(unknown()),
             Err(Unavailable(text)) => Err((rep::ERR_POLICY, text)),
@@ -317,15 +349,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Handshake<'_, S> {
 
 /// The replies to a successful INFO or GO. Size and block sizes are told
 /// unasked: a client that ignores them loses nothing.
-fn describe(option: u32, export: &Export, device: &Device, wanted: &[u16]) -> Vec<u8> {
+fn describe(
+    option: u32,
+    export: &Export,
+    shape: &Shape,
+    structured: bool,
+    wanted: &[u16],
+) -> Vec<u8> {
     let mut replies = Vec::new();
     let mut tell = |data: Vec<u8>| encode_option_reply(&mut replies, option, rep::INFO, &data);
     tell(encode_info_export(
-        device.size(),
-        transmission_flags(device),
+        shape.size,
+        export_flags(shape, structured),
     ));
     tell(encode_info_block_size(
-        device.block_size(),
+        shape.block_size,
         PREFERRED_BLOCK_SIZE,
         MAX_REQUEST,
     ));

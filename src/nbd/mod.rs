@@ -17,6 +17,8 @@ pub mod handshake;
 pub mod transmission;
 pub mod wire;
 
-pub use handshake::{Chosen, Export, Exports, HandshakeError, Purpose, Unavailable, negotiate};
-pub use transmission::{Ended, Limits, TransmissionError, serve};
+pub use handshake::{
+    Chosen, Export, Exports, HandshakeError, Outcome, Tls, Unavailable, Upgrade, negotiate,
+};
+pub use transmission::{Agreed, Ended, Limits, Pool, Terms, TransmissionError, serve};
 pub use wire::transmission_flags;

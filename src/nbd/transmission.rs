@@ -11,8 +11,9 @@
 //! A request is *in flight* from the moment it is admitted, before its payload
 //! is read and before a buffer for it exists, until its reply is written. Both
 //! the number of requests in flight and the bytes of their data are bounded
-//! ([`Limits`]); a client that does not read its replies is therefore not read
-//! from either.
+//! ([`Limits`]), for all connections together as well ([`Pool`]); a client that
+//! does not read its replies is therefore not read from either, and left after a
+//! time ([`Terms::patience`]).
 //!
 //! | stage of the input | what comes next in the stream | leaves it when |
 //! |---|---|---|
@@ -25,10 +26,14 @@
 //! before it was sent, and those are in the image already.
 
 mod complaints;
+mod ended;
 mod in_flight;
 mod input;
 mod outbox;
+mod reply;
 mod request;
+mod terms;
+mod watch;
 
 use std::future::{Future, poll_fn};
 use std::io;
@@ -41,53 +46,20 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
 use self::complaints::Complaints;
-use self::in_flight::InFlight;
-pub use self::in_flight::Limits;
+pub use self::ended::{Ended, TransmissionError};
+use self::in_flight::{InFlight, Share};
+pub use self::in_flight::{Limits, Pool};
 use self::input::{Input, poll_payload};
 use self::outbox::Outbox;
-use self::request::{Answer, check, data_length};
-use super::wire::{BadMagic, Command, REQUEST_LEN, Request, decode_request};
+use self::request::{Answer, RequestError, check, data_length};
+pub use self::terms::{Agreed, Terms};
+use self::watch::Watch;
+use super::wire::{Command, REQUEST_LEN, Request, decode_request};
 use crate::device::{Device, MAX_REQUEST};
 
 /// A longer WRITE closes the connection ("the server MAY initiate a hard
 /// disconnect"): its payload is not worth skipping.
 const MAX_SKIPPED_WRITE: u32 = 2 * MAX_REQUEST;
-
-/// How a transmission phase ended. Everything received was answered, or cannot
-/// be because the client does not listen any more.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ended {
-    /// The client sent DISC.
-    Disconnected,
-    /// The stream ended between two requests: the kernel shut its socket down.
-    Eof,
-    /// The caller asked to stop. The stream stands at a request's boundary,
-    /// nothing read ahead: whoever gets it next can serve on.
-    Stopped,
-}
-
-/// Why a transmission phase could not go on. Requests that were in flight have
-/// been completed all the same.
-#[derive(Debug, thiserror::Error)]
-pub enum TransmissionError {
-    /// The client does not speak NBD, or the stream lost its place.
-    #[error(transparent)]
-    BadMagic(#[from] BadMagic),
-    /// A WRITE that is too long even to be skipped.
-    #[error("WRITE of {length} bytes at {offset}: longer than any client may send")]
-    Oversized {
-        /// First byte of the range.
-        offset: u64,
-        /// Its length in bytes.
-        length: u32,
-    },
-    /// The stream ended within a request.
-    #[error("the client left in the middle of a request")]
-    Truncated,
-    /// The stream failed.
-    #[error("the connection failed: {0}")]
-    Io(#[source] io::Error),
-}
 
 /// Serves `device` over `stream` until the client leaves or `stop` completes.
 ///
@@ -97,14 +69,14 @@ pub enum TransmissionError {
 pub async fn serve<S, F>(
     stream: S,
     device: Device,
-    limits: Limits,
+    terms: impl Into<Terms>,
     stop: F,
 ) -> Result<Ended, TransmissionError>
 where
     S: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = ()>,
 {
-    let mut connection = Connection::new(stream, device, limits);
+    let mut connection = Connection::new(stream, device, terms.into());
     let mut stop = pin!(stop);
     poll_fn(|cx| {
         if !connection.stopping && stop.as_mut().poll(cx).is_ready() {
@@ -122,10 +94,11 @@ enum Stage {
     Header,
     Admission {
         request: Request,
-        refused: Option<Answer>,
+        refused: Option<RequestError>,
     },
     Payload {
         request: Request,
+        share: Share,
         payload: BytesMut,
     },
     Discard {
@@ -137,6 +110,7 @@ enum Stage {
 struct Connection<S> {
     stream: S,
     device: Device,
+    agreed: Agreed,
     input: Input,
     stage: Stage,
     in_flight: InFlight,
@@ -149,25 +123,31 @@ struct Connection<S> {
     stopping: bool,
     /// Nothing is read any more; returned once nothing is in flight.
     ending: Option<Result<Ended, TransmissionError>>,
+    /// The client's part in requests that it began, and in taking replies.
+    reading: Watch,
+    writing: Watch,
     complaints: Complaints,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
-    fn new(stream: S, device: Device, limits: Limits) -> Connection<S> {
+    fn new(stream: S, device: Device, terms: Terms) -> Connection<S> {
         // Unbounded, but never fuller than what is in flight.
         let (done_sender, done) = mpsc::unbounded_channel();
         Connection {
             stream,
             device,
+            agreed: terms.agreed,
             input: Input::new(),
             stage: Stage::Header,
-            in_flight: InFlight::new(limits),
+            in_flight: InFlight::new(terms.limits, terms.pool),
             done,
             done_sender,
             outbox: Outbox::default(),
             unflushed: false,
             stopping: false,
             ending: None,
+            reading: Watch::new(terms.patience),
+            writing: Watch::new(terms.patience),
             complaints: Complaints::default(),
         }
     }
@@ -177,7 +157,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             while let Poll::Ready(Some(answer)) = self.done.poll_recv(cx) {
                 self.answer(answer);
             }
-            while self.ending.is_none() && self.step() {}
+            while self.ending.is_none() && self.step(cx) {}
             let wrote = self.poll_write(cx);
             let read = self.poll_read(cx);
             if self.in_flight.is_empty()
@@ -188,29 +168,56 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             // Without progress every part has left its waker somewhere. What a
             // write released may be what the next request waits for.
-            if !wrote && !read {
+            if !wrote && !read && !self.lose_patience(cx) {
                 return Poll::Pending;
             }
         }
     }
 
+    /// Gives up what the client has kept waiting for too long; true if anything
+    /// changed.
+    fn lose_patience(&mut self, cx: &mut Context<'_>) -> bool {
+        let amid_request = match self.stage {
+            Stage::Header => !self.input.is_empty(),
+            Stage::Admission { .. } => false,
+            Stage::Payload { .. } | Stage::Discard { .. } => true,
+        };
+        let reads = self.ending.is_none() && amid_request;
+        let stalled = self.reading.is_over(reads, cx);
+        if stalled {
+            self.end(Err(TransmissionError::Stalled));
+        }
+        let writes = self.unflushed || !self.outbox.is_empty();
+        let stuck = self.writing.is_over(writes, cx);
+        if stuck {
+            let text = "the client does not take its replies";
+            self.stop_writing(io::Error::new(io::ErrorKind::TimedOut, text));
+        }
+        stalled || stuck
+    }
+
     /// Takes the input one stage further; false when it needs more bytes or
     /// more room.
-    fn step(&mut self) -> bool {
+    fn step(&mut self, cx: &mut Context<'_>) -> bool {
         match mem::replace(&mut self.stage, Stage::Header) {
             Stage::Header => self.step_header(),
-            Stage::Admission { request, refused } => self.step_admission(request, refused),
+            Stage::Admission { request, refused } => self.step_admission(request, refused, cx),
             Stage::Payload {
                 request,
+                share,
                 mut payload,
             } => {
                 let left = request.length as usize - payload.len();
                 payload.extend_from_slice(self.input.take(left));
                 if payload.len() < request.length as usize {
-                    self.stage = Stage::Payload { request, payload };
+                    self.stage = Stage::Payload {
+                        request,
+                        share,
+                        payload,
+                    };
                     return false;
                 }
-                self.start(request, payload.freeze());
+                self.start(request, share, payload.freeze());
                 true
             }
             Stage::Discard { left, refused } => {
@@ -254,22 +261,27 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             }
             _ => {}
         }
-        let refused = check(&self.device, &request)
-            .err()
-            .map(|refusal| Answer::failed(&request, refusal));
+        self.reading.completed();
+        let refused = check(&self.device, self.agreed, &request).err();
         self.stage = Stage::Admission { request, refused };
         true
     }
 
-    fn step_admission(&mut self, request: Request, refused: Option<Answer>) -> bool {
+    fn step_admission(
+        &mut self,
+        request: Request,
+        refused: Option<RequestError>,
+        cx: &mut Context<'_>,
+    ) -> bool {
         let bytes = match &refused {
             Some(_) => 0,
             None => data_length(&request),
         };
-        if !self.in_flight.admit(bytes) {
+        let Poll::Ready(share) = self.in_flight.poll_admit(bytes, cx) else {
             self.stage = Stage::Admission { request, refused };
             return false;
-        }
+        };
+        let refused = refused.map(|error| Answer::failed(&request, self.agreed, share, error));
         match (request.command, refused) {
             (Command::Write, Some(refused)) => {
                 let left = request.length as usize;
@@ -278,17 +290,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             (Command::Write, None) => {
                 // At most MAX_REQUEST, and its share is taken.
                 let payload = BytesMut::with_capacity(request.length as usize);
-                self.stage = Stage::Payload { request, payload };
+                self.stage = Stage::Payload {
+                    request,
+                    share,
+                    payload,
+                };
             }
             (_, Some(refused)) => self.answer(refused),
-            (_, None) => self.start(request, Bytes::new()),
+            (_, None) => self.start(request, share, Bytes::new()),
         }
         true
     }
 
     /// Carries a request out: to its end if it need not wait, else as a task.
-    fn start(&mut self, request: Request, payload: Bytes) {
-        let mut running = Box::pin(request::carry_out(self.device.clone(), request, payload));
+    fn start(&mut self, request: Request, share: Share, payload: Bytes) {
+        let device = self.device.clone();
+        let running = request::carry_out(device, request, self.agreed, share, payload);
+        let mut running = Box::pin(running);
         // The wake of this poll may be lost: a task polls again at once.
         let mut cx = Context::from_waker(Waker::noop());
         match running.as_mut().poll(&mut cx) {
@@ -318,8 +336,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                 Poll::Pending => return progress,
                 Poll::Ready(Ok(written)) => {
                     let in_flight = &mut self.in_flight;
-                    self.outbox
-                        .advance(written, |share| in_flight.release(share));
+                    let writing = &mut self.writing;
+                    writing.moved(written);
+                    self.outbox.advance(written, |share| {
+                        in_flight.release(share);
+                        writing.completed();
+                    });
                     self.unflushed = true;
                 }
                 Poll::Ready(Err(error)) => self.stop_writing(error),
@@ -346,9 +368,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         // Once stopping, nothing is read beyond the request in hand.
         let read = match &mut self.stage {
             Stage::Admission { .. } => return false,
-            Stage::Payload { request, payload } => {
-                poll_payload(stream, payload, request.length as usize, cx)
-            }
+            Stage::Payload {
+                request, payload, ..
+            } => poll_payload(stream, payload, request.length as usize, cx),
             Stage::Header if self.stopping => {
                 let missing = REQUEST_LEN - self.input.len();
                 self.input.poll_fill(stream, missing, cx)
@@ -366,7 +388,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
                     Err(TransmissionError::Truncated)
                 });
             }
-            Poll::Ready(Ok(_)) => {}
+            Poll::Ready(Ok(length)) => self.reading.moved(length),
             Poll::Ready(Err(error)) => self.end(Err(TransmissionError::Io(error))),
         }
         true
@@ -385,8 +407,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
     /// after DISC or the end of the stream is no news.
     fn end(&mut self, how: Result<Ended, TransmissionError>) {
         match mem::replace(&mut self.stage, Stage::Header) {
-            Stage::Header | Stage::Admission { .. } => {}
-            Stage::Payload { request, .. } => self.in_flight.release(data_length(&request)),
+            Stage::Header => {}
+            Stage::Admission { .. } => self.in_flight.give_up(),
+            Stage::Payload { share, .. } => self.in_flight.release(share),
             Stage::Discard { refused, .. } => self.in_flight.release(refused.reply.share),
         }
         if self.ending.is_none() {

@@ -1,13 +1,16 @@
 //! The messages of the transmission phase as bytes. Pure: no I/O, no state.
 //!
 //! All numbers are big-endian ("Conventions" in the document). The messages of
-//! the handshake are in [`option`].
+//! the handshake are in [`option`] and [`context`], those of structured replies
+//! in [`chunk`].
 
+pub mod chunk;
+pub mod context;
 pub mod option;
 
 use std::fmt;
 
-use crate::device::Device;
+use crate::device::{Device, Shape};
 
 /// Length of a request's header in bytes ("Request message", compact form).
 pub const REQUEST_LEN: usize = 28;
@@ -52,6 +55,11 @@ pub mod transmission_flag {
     pub const SEND_TRIM: u16 = 1 << 5;
     /// `NBD_FLAG_SEND_WRITE_ZEROES`: WRITE_ZEROES may be sent.
     pub const SEND_WRITE_ZEROES: u16 = 1 << 6;
+    /// `NBD_FLAG_SEND_DF`: READ may carry DF; only with structured replies.
+    pub const SEND_DF: u16 = 1 << 7;
+    /// `NBD_FLAG_CAN_MULTI_CONN`: what one connection has flushed is durable
+    /// whichever connection wrote it, and all of them see the same.
+    pub const CAN_MULTI_CONN: u16 = 1 << 8;
 }
 
 /// What a request asks for ("Request types").
@@ -69,6 +77,8 @@ pub enum Command {
     Trim,
     /// `NBD_CMD_WRITE_ZEROES` (6).
     WriteZeroes,
+    /// `NBD_CMD_BLOCK_STATUS` (7); only where a context was chosen.
+    BlockStatus,
     /// Any other, those that were never negotiated among them.
     Unknown(u16),
 }
@@ -83,6 +93,7 @@ impl Command {
             3 => Command::Flush,
             4 => Command::Trim,
             6 => Command::WriteZeroes,
+            7 => Command::BlockStatus,
             other => Command::Unknown(other),
         }
     }
@@ -97,6 +108,7 @@ impl fmt::Display for Command {
             Command::Flush => f.write_str("FLUSH"),
             Command::Trim => f.write_str("TRIM"),
             Command::WriteZeroes => f.write_str("WRITE_ZEROES"),
+            Command::BlockStatus => f.write_str("BLOCK_STATUS"),
             Command::Unknown(code) => write!(f, "command {code}"),
         }
     }
@@ -189,9 +201,21 @@ pub fn encode_reply(cookie: u64, error: Option<Errno>) -> [u8; REPLY_LEN] {
 /// What a client may send to this device ("Transmission flags"). The kernel is
 /// given the same bits as its server flags.
 pub fn transmission_flags(device: &Device) -> u16 {
+    basic_flags(&device.shape())
+}
+
+/// The same for a client of the handshake. Every connection to an export reaches
+/// the same image, so a flush covers all of them.
+pub fn export_flags(shape: &Shape, structured: bool) -> u16 {
+    use transmission_flag::*;
+    let df = if structured { SEND_DF } else { 0 };
+    basic_flags(shape) | CAN_MULTI_CONN | df
+}
+
+fn basic_flags(shape: &Shape) -> u16 {
     use transmission_flag::*;
     let always = HAS_FLAGS | SEND_FLUSH;
-    if device.read_only() {
+    if shape.read_only {
         always | READ_ONLY
     } else {
         always | SEND_FUA | SEND_TRIM | SEND_WRITE_ZEROES

@@ -10,7 +10,8 @@
 //! - [`dirty`]: the table of all that is not durable, and its order.
 //! - [`reader`]: reads; one GET an object however many ask, cache, read-ahead.
 //! - [`writer`]: writes, the upload of dirty objects, FLUSH, backpressure.
-//! - [`presence`]: which objects a discard need not ask about.
+//! - [`presence`]: which objects exist, as far as it is known without asking.
+//! - [`holes`]: which parts are certain to read as zeros.
 //! - [`meta`]: the container's metadata and the lock.
 //!
 //! A write copies its data into the dirty table and is answered. Objects are
@@ -28,6 +29,7 @@
 
 mod dirty;
 mod extents;
+mod holes;
 pub mod layout;
 pub mod meta;
 mod presence;
@@ -47,7 +49,7 @@ use self::dirty::Dirty;
 use self::layout::Layout;
 use self::presence::Presence;
 use self::reader::{Fetches, Streams};
-use super::{Image, ImageError, Stats};
+use super::{Extent, Image, ImageError, Stats};
 use crate::store::ObjectStore;
 
 /// What a user sets for a running volume.
@@ -99,6 +101,8 @@ struct Shared {
     progress: Notify,
     uploads: usize,
     fetches: Arc<Semaphore>,
+    /// Places for fetches that only ask whether there is an object.
+    asking: Semaphore,
     /// Most bytes that read-ahead asks for beyond what was read.
     read_ahead: u64,
     closed: AtomicBool,
@@ -150,6 +154,7 @@ impl Objects {
             progress: Notify::new(),
             uploads: uploads as usize,
             fetches: Arc::new(Semaphore::new(fetches as usize)),
+            asking: Semaphore::new((fetches as usize / 2).clamp(1, holes::AT_ONCE)),
             read_ahead: (limits.cache / 4).min(16 << 20),
             closed: AtomicBool::new(false),
         });
@@ -242,6 +247,16 @@ impl Image for Objects {
         self.shared.store.settle().await;
         self.writer.abort();
         Ok(())
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ImageError> {
+        self.shared.check_open()?;
+        holes::extents(&self.shared, offset, length, most).await
     }
 
     fn stats(&self) -> Stats {

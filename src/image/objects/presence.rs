@@ -1,9 +1,15 @@
-//! Which objects may exist, as listings and our own uploads show it.
+//! Which objects exist, as far as listings, reads and our own uploads show it.
 //!
-//! A hint, for discards alone: a discarded range whose objects no listing showed
-//! and we did not write costs no request. A listing may lack an object that is
-//! there; then the discard does nothing, which a discard may. Zeroing and reading
-//! never ask here.
+//! | found out by                                  | object             | it is   |
+//! |-----------------------------------------------|--------------------|---------|
+//! | our own PUT or DELETE, or a read of it        | present or absent  | known   |
+//! | a listing that shows it                       | probably present   | a hint  |
+//! | a listing that does not show it               | perhaps absent     | a hint  |
+//!
+//! A listing may lack an object that is there. A discard may take the hint: one
+//! whose objects no listing showed costs no request, and then does nothing, which
+//! a discard may. [`holes`](super::holes) tells hints from what is known. What a
+//! listing says never replaces what is known. Zeroing and reading never ask here.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -13,7 +19,7 @@ use crate::store::{ObjectStore, StoreError};
 
 /// Objects in one window; one page of a listing holds them all.
 const WINDOW: u64 = 8192;
-/// Windows remembered, 1 KiB each; beyond that, others are listed again.
+/// Windows remembered, 2 KiB each; beyond that, others are looked at again.
 const MAX_WINDOWS: usize = 4096;
 /// Pages that are read for one window: strangers' names may stand between ours.
 const MAX_PAGES: usize = 8;
@@ -27,32 +33,77 @@ pub struct Presence {
     windows: Mutex<ByIndex<Window>>,
 }
 
+/// What is known of one object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Known {
+    /// It is there, or was listed.
+    Present,
+    /// It is certainly not there: a read or our own deletion has shown it.
+    Absent,
+    /// It was not listed.
+    Unlisted,
+    /// Nothing is known before the window around it is listed.
+    Nothing,
+}
+
+type Bits = Box<[u64; (WINDOW / 64) as usize]>;
+
 #[derive(Debug)]
 struct Window {
     listed: bool,
-    bits: Box<[u64; (WINDOW / 64) as usize]>,
+    present: Bits,
+    /// Those whose bit in `present` is more than a hint.
+    known: Bits,
 }
 
 impl Window {
     fn new() -> Window {
+        let none = || Box::new([0; (WINDOW / 64) as usize]);
         Window {
             listed: false,
-            bits: Box::new([0; (WINDOW / 64) as usize]),
+            present: none(),
+            known: none(),
         }
     }
 
+    /// It is known whether the object is there.
     fn set(&mut self, index: u64, present: bool) {
-        let (word, bit) = ((index % WINDOW / 64) as usize, 1 << (index % 64));
-        if present {
-            self.bits[word] |= bit
-        } else {
-            self.bits[word] &= !bit
+        set(&mut self.known, index, true);
+        set(&mut self.present, index, present);
+    }
+
+    /// A listing shows these objects.
+    fn list(&mut self, listed: &[u64]) {
+        self.listed = true;
+        for index in listed.iter().copied() {
+            if !get(&self.known, index) {
+                set(&mut self.present, index, true);
+            }
         }
     }
 
-    fn get(&self, index: u64) -> bool {
-        self.bits[(index % WINDOW / 64) as usize] & (1 << (index % 64)) != 0
+    fn get(&self, index: u64) -> Known {
+        let (present, known) = (get(&self.present, index), get(&self.known, index));
+        match (present, known) {
+            (true, _) => Known::Present,
+            (false, true) => Known::Absent,
+            (false, false) if self.listed => Known::Unlisted,
+            (false, false) => Known::Nothing,
+        }
     }
+}
+
+fn set(bits: &mut Bits, index: u64, value: bool) {
+    let (word, bit) = ((index % WINDOW / 64) as usize, 1 << (index % 64));
+    if value {
+        bits[word] |= bit
+    } else {
+        bits[word] &= !bit
+    }
+}
+
+fn get(bits: &Bits, index: u64) -> bool {
+    bits[(index % WINDOW / 64) as usize] & (1 << (index % 64)) != 0
 }
 
 impl Presence {
@@ -64,7 +115,7 @@ impl Presence {
         }
     }
 
-    /// We stored or deleted this object.
+    /// We stored, deleted or read this object.
     pub fn set(&self, index: u64, present: bool) {
         let mut windows = self.windows();
         make_room(&mut windows, index / WINDOW);
@@ -74,18 +125,31 @@ impl Presence {
             .set(index, present);
     }
 
+    /// What is known of the object already.
+    pub fn get(&self, index: u64) -> Known {
+        self.windows()
+            .get(&(index / WINDOW))
+            .map_or(Known::Nothing, |window| window.get(index))
+    }
+
     /// Whether the object may exist. Lists the window around it the first time.
     pub async fn may_exist(&self, store: &dyn ObjectStore, index: u64) -> Result<bool, StoreError> {
-        let number = index / WINDOW;
-        if let Some(window) = self.windows().get(&number).filter(|window| window.listed) {
-            return Ok(window.get(index));
+        Ok(self.look_up(store, index).await? == Known::Present)
+    }
+
+    /// As [`Presence::get`], and lists the window around the object if nothing is
+    /// known of it.
+    pub async fn look_up(&self, store: &dyn ObjectStore, index: u64) -> Result<Known, StoreError> {
+        match self.get(index) {
+            Known::Nothing => {}
+            known => return Ok(known),
         }
+        let number = index / WINDOW;
         let names = self.list(store, number).await?;
         let mut windows = self.windows();
         make_room(&mut windows, number);
         let window = windows.entry(number).or_insert_with(Window::new);
-        window.listed = true;
-        names.iter().for_each(|index| window.set(*index, true));
+        window.list(&names);
         Ok(window.get(index))
     }
 
@@ -127,5 +191,34 @@ fn make_room(windows: &mut ByIndex<Window>, number: u64) {
     if windows.len() >= MAX_WINDOWS && !windows.contains_key(&number) {
         let victim = windows.keys().copied().min();
         victim.map(|victim| windows.remove(&victim));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_listing_never_replaces_what_is_known() {
+        let mut window = Window::new();
+        assert_eq!(window.get(1), Known::Nothing);
+        window.set(1, false);
+        window.set(2, true);
+        window.list(&[1, 3]);
+        let found = [1, 2, 3, 4].map(|index| window.get(index));
+        assert_eq!(
+            found,
+            [
+                Known::Absent,
+                Known::Present,
+                Known::Present,
+                Known::Unlisted
+            ]
+        );
+        window.set(4, false);
+        window.set(3, false);
+        window.set(1, true);
+        let found = [1, 3, 4].map(|index| window.get(index));
+        assert_eq!(found, [Known::Present, Known::Absent, Known::Absent]);
     }
 }

@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -136,20 +136,32 @@ async fn read_piece(shared: &Arc<Shared>, piece: Piece) -> Result<Vec<Bytes>, Im
         if read_now(shared, &piece, &mut out) {
             return Ok(out);
         }
-        let (uploads, fetch) = {
-            let mut state = shared.state();
-            (
-                state.fetches.uploads(piece.index),
-                fetch(shared, &mut state, piece.index),
-            )
-        };
-        let body = fetch.await?;
-        let state = shared.state();
-        if state.fetches.uploads(piece.index) == uploads {
+        if let Some((state, body)) = look(shared, piece.index).await? {
             compose(shared, &state, &piece, &body, &mut out);
             return Ok(out);
         }
     }
+}
+
+/// Fetches an object's stored content. Returns it with the state in which it is
+/// the newest; nothing if it was uploaded meanwhile.
+pub async fn look(
+    shared: &Arc<Shared>,
+    index: u64,
+) -> Result<Option<(MutexGuard<'_, State>, Bytes)>, ImageError> {
+    let (uploads, fetch) = {
+        let mut state = shared.state();
+        (
+            state.fetches.uploads(index),
+            fetch(shared, &mut state, index),
+        )
+    };
+    let body = fetch.await?;
+    let state = shared.state();
+    if state.fetches.uploads(index) == uploads {
+        return Ok(Some((state, body)));
+    }
+    Ok(None)
 }
 
 /// Lays what is dirty over the stored content `base` (empty: zeros) and appends
@@ -230,6 +242,7 @@ async fn run_fetch(shared: Arc<Shared>, index: u64, number: u64) -> Result<Bytes
     {
         state.fetches.running.remove(&index);
         if let Ok(body) = &result {
+            shared.presence.set(index, !body.is_empty());
             shared.cache.insert(index, body.clone());
         }
     }

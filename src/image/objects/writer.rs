@@ -232,9 +232,10 @@ async fn try_upload(shared: &Arc<Shared>, index: u64, needs_base: bool) -> Resul
     } else {
         shared.store.put(&name, body.clone()).await?;
     }
-    shared.presence.set(index, !body.is_empty());
     let mut state = shared.state();
     state.fetches.outdate(index);
+    // After that: a fetch that is old now must not say otherwise.
+    shared.presence.set(index, !body.is_empty());
     shared.cache.insert(index, body);
     state.dirty.landed(index);
     Ok(())

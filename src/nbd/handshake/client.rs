@@ -21,34 +21,27 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Client<'a, S> {
         Client { stream, patience }
     }
 
-    async fn wait<T>(
-        patience: &mut Duration,
-        io: impl Future<Output = io::Result<T>>,
-    ) -> Result<T, HandshakeError> {
-        let start = Instant::now();
-        let result = timeout(*patience, io).await;
-        *patience = patience.saturating_sub(start.elapsed());
-        result
-            .map_err(|_| HandshakeError::Timeout)?
-            .map_err(HandshakeError::Io)
+    /// What is left of it.
+    pub(super) fn patience(&self) -> Duration {
+        self.patience
     }
 
     /// Reads a message of fixed length; `None` if the stream ends before it.
     pub(super) async fn read<const N: usize>(&mut self) -> Result<Option<[u8; N]>, HandshakeError> {
         let mut bytes = [0; N];
-        let first = Self::wait(&mut self.patience, self.stream.read(&mut bytes)).await?;
+        let first = within(&mut self.patience, self.stream.read(&mut bytes)).await?;
         if first == 0 {
             return Ok(None);
         }
         let rest = self.stream.read_exact(&mut bytes[first..]);
-        Self::wait(&mut self.patience, rest).await?;
+        within(&mut self.patience, rest).await?;
         Ok(Some(bytes))
     }
 
     /// Reads an option's data, at most [`MAX_DATA`].
     pub(super) async fn read_data(&mut self, length: u32) -> Result<Vec<u8>, HandshakeError> {
         let mut data = vec![0; length.min(MAX_DATA) as usize];
-        Self::wait(&mut self.patience, self.stream.read_exact(&mut data)).await?;
+        within(&mut self.patience, self.stream.read_exact(&mut data)).await?;
         Ok(data)
     }
 
@@ -61,7 +54,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Client<'a, S> {
         while left > 0 {
             let length = left.min(piece.len());
             let read = self.stream.read_exact(&mut piece[..length]);
-            left -= Self::wait(&mut self.patience, read).await?;
+            left -= within(&mut self.patience, read).await?;
         }
         Ok(())
     }
@@ -72,7 +65,7 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Client<'a, S> {
             stream.write_all(bytes).await?;
             stream.flush().await
         };
-        Self::wait(&mut self.patience, write).await
+        within(&mut self.patience, write).await
     }
 
     pub(super) async fn reply(
@@ -85,4 +78,17 @@ impl<'a, S: AsyncRead + AsyncWrite + Unpin + Send> Client<'a, S> {
         encode_option_reply(&mut reply, option, kind, data);
         self.write(&reply).await
     }
+}
+
+/// Waits for the client, and takes that off our patience.
+pub(super) async fn within<T>(
+    patience: &mut Duration,
+    io: impl Future<Output = io::Result<T>>,
+) -> Result<T, HandshakeError> {
+    let start = Instant::now();
+    let result = timeout(*patience, io).await;
+    *patience = patience.saturating_sub(start.elapsed());
+    result
+        .map_err(|_| HandshakeError::Timeout)?
+        .map_err(HandshakeError::Io)
 }

@@ -6,10 +6,16 @@ use std::panic::AssertUnwindSafe;
 use bytes::Bytes;
 use futures_util::FutureExt;
 
+use super::in_flight::Share;
 use super::outbox::Reply;
+use super::reply::{self, Outcome};
+use super::terms::Agreed;
 use crate::device::{Device, DeviceError, MAX_REQUEST};
 use crate::image::ImageError;
-use crate::nbd::wire::{Command, Errno, Request, command_flag, encode_reply};
+use crate::nbd::wire::{Command, Errno, Request, command_flag};
+
+/// Extents in one answer to BLOCK_STATUS.
+const MAX_EXTENTS: usize = 1024;
 
 /// Why a request was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -62,26 +68,15 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    fn succeeded(request: &Request, data: Vec<Bytes>) -> Answer {
-        Answer {
-            reply: Reply {
-                header: encode_reply(request.cookie, None),
-                data,
-                share: data_length(request),
-            },
-            failure: None,
-        }
-    }
-
-    /// The answer of a request that was refused: it has no data in flight.
-    pub(super) fn failed(request: &Request, error: RequestError) -> Answer {
+    pub(super) fn failed(
+        request: &Request,
+        agreed: Agreed,
+        share: Share,
+        error: RequestError,
+    ) -> Answer {
         let errno = error.errno(request.command);
         Answer {
-            reply: Reply {
-                header: encode_reply(request.cookie, Some(errno)),
-                data: Vec::new(),
-                share: 0,
-            },
+            reply: reply::failure(request, agreed, share, errno, &error.to_string()),
             failure: Some(Box::new(Failure {
                 request: *request,
                 error,
@@ -103,12 +98,19 @@ pub(super) fn data_length(request: &Request) -> u64 {
 ///
 /// FUA is accepted with every command, as the document demands; clients are
 /// known to send it with reads. NO_HOLE asks to reserve space: an object store
-/// reserves none, so there is nothing to do. The other flags were not
-/// negotiated. Offset and length of FLUSH "MUST be zero" and are not looked
+/// reserves none, so there is nothing to do. DF and BLOCK_STATUS need what the
+/// handshake agreed on; the other flags are not offered. Offset and length of FLUSH "MUST be zero" and are not looked
 /// at: a flush of everything is also one of any part.
-pub(super) fn check(device: &Device, request: &Request) -> Result<(), RequestError> {
+pub(super) fn check(
+    device: &Device,
+    agreed: Agreed,
+    request: &Request,
+) -> Result<(), RequestError> {
     let known = match request.command {
         Command::Unknown(_) => return Err(RequestError::Unknown),
+        Command::BlockStatus if !agreed.block_status => return Err(RequestError::Unknown),
+        Command::BlockStatus => command_flag::FUA | command_flag::REQ_ONE,
+        Command::Read if agreed.structured => command_flag::FUA | command_flag::DF,
         Command::WriteZeroes => command_flag::FUA | command_flag::NO_HOLE,
         _ => command_flag::FUA,
     };
@@ -124,17 +126,22 @@ pub(super) fn check(device: &Device, request: &Request) -> Result<(), RequestErr
 
 /// Carries out a request that was checked. A panic below costs that request
 /// only, not the connection and with it a mounted file system.
-pub(super) async fn carry_out(device: Device, request: Request, payload: Bytes) -> Answer {
+pub(super) async fn carry_out(
+    device: Device,
+    request: Request,
+    agreed: Agreed,
+    share: Share,
+    payload: Bytes,
+) -> Answer {
     let result = AssertUnwindSafe(perform(&device, &request, payload))
         .catch_unwind()
         .await;
     match result.unwrap_or(Err(RequestError::Panicked)) {
-        Ok(data) => Answer::succeeded(&request, data),
-        Err(error) => {
-            let mut answer = Answer::failed(&request, error);
-            answer.reply.share = data_length(&request);
-            answer
-        }
+        Ok(outcome) => Answer {
+            reply: reply::success(&request, agreed, share, outcome),
+            failure: None,
+        },
+        Err(error) => Answer::failed(&request, agreed, share, error),
     }
 }
 
@@ -142,16 +149,22 @@ async fn perform(
     device: &Device,
     request: &Request,
     payload: Bytes,
-) -> Result<Vec<Bytes>, RequestError> {
+) -> Result<Outcome, RequestError> {
     let (offset, length, fua) = (request.offset, request.length, request.fua());
     match request.command {
         Command::Read => {
             let data = device.read(offset, length).await?;
             // A wrong length would make the client read data as headers.
             match data.iter().map(Bytes::len).sum::<usize>() {
-                sum if sum == length as usize => return Ok(data),
+                sum if sum == length as usize => return Ok(Outcome::Data(data)),
                 sum => return Err(RequestError::WrongLength(sum)),
             }
+        }
+        Command::BlockStatus => {
+            let one = request.flags & command_flag::REQ_ONE != 0;
+            let most = if one { 1 } else { MAX_EXTENTS };
+            let extents = device.extents(offset, length.into(), most).await?;
+            return Ok(Outcome::Status(extents));
         }
         Command::Write => device.write(offset, payload, fua).await?,
         Command::Flush => device.flush().await?,
@@ -159,5 +172,5 @@ async fn perform(
         Command::WriteZeroes => device.write_zeroes(offset, length.into(), fua).await?,
         Command::Disconnect | Command::Unknown(_) => return Err(RequestError::Unknown),
     }
-    Ok(Vec::new())
+    Ok(Outcome::Done)
 }

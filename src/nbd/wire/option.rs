@@ -36,14 +36,18 @@ pub mod opt {
     pub const ABORT: u32 = 2;
     /// `NBD_OPT_LIST`: which exports are there.
     pub const LIST: u32 = 3;
-    /// `NBD_OPT_STARTTLS`; not supported.
+    /// `NBD_OPT_STARTTLS`: go on over TLS.
     pub const STARTTLS: u32 = 5;
     /// `NBD_OPT_INFO`: what GO would say, without going.
     pub const INFO: u32 = 6;
     /// `NBD_OPT_GO`: choose an export, with an answer.
     pub const GO: u32 = 7;
-    /// `NBD_OPT_STRUCTURED_REPLY`; not supported.
+    /// `NBD_OPT_STRUCTURED_REPLY`: replies may come in chunks.
     pub const STRUCTURED_REPLY: u32 = 8;
+    /// `NBD_OPT_LIST_META_CONTEXT`: which metadata contexts are there.
+    pub const LIST_META_CONTEXT: u32 = 9;
+    /// `NBD_OPT_SET_META_CONTEXT`: choose those that BLOCK_STATUS answers in.
+    pub const SET_META_CONTEXT: u32 = 10;
 }
 
 /// Kinds of option replies ("Option reply types").
@@ -54,12 +58,16 @@ pub mod rep {
     pub const SERVER: u32 = 2;
     /// `NBD_REP_INFO`: one piece of information about an export.
     pub const INFO: u32 = 3;
+    /// `NBD_REP_META_CONTEXT`: one metadata context.
+    pub const META_CONTEXT: u32 = 4;
     /// `NBD_REP_ERR_UNSUP`: the option is not known here.
     pub const ERR_UNSUP: u32 = (1 << 31) + 1;
     /// `NBD_REP_ERR_POLICY`: known, and not allowed.
     pub const ERR_POLICY: u32 = (1 << 31) + 2;
     /// `NBD_REP_ERR_INVALID`: the option's data is malformed.
     pub const ERR_INVALID: u32 = (1 << 31) + 3;
+    /// `NBD_REP_ERR_TLS_REQD`: not without TLS.
+    pub const ERR_TLS_REQD: u32 = (1 << 31) + 5;
     /// `NBD_REP_ERR_UNKNOWN`: there is no such export.
     pub const ERR_UNKNOWN: u32 = (1 << 31) + 6;
     /// `NBD_REP_ERR_TOO_BIG`: the option is too large to process.

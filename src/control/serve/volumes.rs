@@ -1,0 +1,346 @@
+//! The exports: when a volume is leased and when it is given back.
+//!
+//! | a volume is      | how it gets there                       | what INFO does       |
+//! |------------------|-----------------------------------------|----------------------|
+//! | idle             | at the start, with leasing on demand    | reads the metadata   |
+//! | being leased     | its first client chooses it             | reads the metadata   |
+//! | open             | leased; all its clients share one image | asks the image       |
+//! | being given back | no client for [`IDLE`], all is durable  | reads the metadata   |
+//!
+//! Reading the metadata takes no lock, so a listing of exports stops nobody. What
+//! leases and gives back is a task of its own: a client that goes away in the
+//! middle leaves no lock behind that nobody knows of. A client that comes while a
+//! volume is given back waits, and then leases it anew.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::sync::{Mutex, Notify};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use crate::config::{Volume, format_size};
+use crate::control::lease::{BLOCK_SIZE, Lease};
+use crate::control::signals::Signals;
+use crate::control::{container, explain};
+use crate::device::{Device, Shape};
+use crate::error::{Error, Exit, Result};
+use crate::image::Stats;
+use crate::image::objects::meta;
+use crate::nbd::{Export, Exports, Unavailable};
+
+/// A volume that is leased on demand is given back when nobody has used it for so
+/// long: one tool after the other finds it open, and another host soon gets it.
+const IDLE: Duration = Duration::from_secs(5);
+
+/// Between two attempts to close a volume or to unlock its container.
+const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
+
+/// All volumes of a server.
+#[derive(Debug)]
+pub(super) struct Volumes {
+    entries: Vec<Arc<Entry>>,
+    on_demand: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    volume: Volume,
+    /// Held while it is leased or given back. Nothing: it is idle.
+    open: Mutex<Option<Opened>>,
+    /// The device, for as long as it is open: for figures.
+    device: SyncMutex<Option<Device>>,
+    clients: AtomicUsize,
+    /// The last client left.
+    left: Notify,
+}
+
+#[derive(Debug)]
+struct Opened {
+    lease: Lease,
+    device: Device,
+}
+
+impl Volumes {
+    pub(super) fn new(volumes: Vec<Volume>, on_demand: bool) -> Arc<Volumes> {
+        let entry = |volume| {
+            Arc::new(Entry {
+                volume,
+                open: Mutex::new(None),
+                device: SyncMutex::new(None),
+                clients: AtomicUsize::new(0),
+                left: Notify::new(),
+            })
+        };
+        Arc::new(Volumes {
+            entries: volumes.into_iter().map(entry).collect(),
+            on_demand,
+        })
+    }
+
+    /// Leases every volume, unless that waits for a client.
+    pub(super) async fn lease_all(&self, signals: &mut Signals) -> Result<()> {
+        if !self.on_demand {
+            for entry in &self.entries {
+                entry.lease(signals).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Starts the tasks that give back what nobody uses, if volumes are leased on
+    /// demand. They end when they are dropped.
+    pub(super) fn start_keepers(&self) -> JoinSet<()> {
+        let mut keepers = JoinSet::new();
+        if self.on_demand {
+            for entry in &self.entries {
+                keepers.spawn(keep(Arc::clone(entry)));
+            }
+        }
+        keepers
+    }
+
+    /// Makes everything durable and unlocks, however long it takes: a second signal
+    /// ends the wait.
+    pub(super) async fn end(&self, signals: &mut Signals) {
+        let all = join_all(self.entries.iter().map(|entry| entry.end()));
+        tokio::select! {
+            _ = all => return,
+            () = signals.recv() => {}
+        }
+        for entry in &self.entries {
+            if let Some(device) = entry.device() {
+                let lost = format_size(device.stats().dirty_bytes);
+                tracing::error!(
+                    volume = entry.volume.name,
+                    "ended with {lost} not durable; it stays locked"
+                );
+            }
+        }
+    }
+
+    /// The figures of all that is open, together.
+    pub(super) fn stats(&self) -> Stats {
+        let open = self.entries.iter().filter_map(|entry| entry.device());
+        open.fold(Stats::default(), |sum, device| {
+            let one = device.stats();
+            Stats {
+                dirty_bytes: sum.dirty_bytes + one.dirty_bytes,
+                cached_bytes: sum.cached_bytes + one.cached_bytes,
+                ..sum
+            }
+        })
+    }
+
+    fn find(&self, name: &str) -> Option<&Arc<Entry>> {
+        self.entries.iter().find(|entry| entry.volume.name == name)
+    }
+}
+
+/// Gives a volume back whenever nobody uses it any more.
+async fn keep(entry: Arc<Entry>) {
+    loop {
+        entry.left.notified().await;
+        loop {
+            sleep(IDLE).await;
+            if entry.is_used() || entry.give_back().await {
+                break;
+            }
+        }
+    }
+}
+
+impl Entry {
+    fn is_used(&self) -> bool {
+        self.clients.load(Ordering::SeqCst) > 0
+    }
+
+    fn device(&self) -> Option<Device> {
+        let device = self.device.lock();
+        device.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_device(&self, device: Option<Device>) {
+        *self.device.lock().unwrap_or_else(PoisonError::into_inner) = device;
+    }
+
+    /// The volume's device; leases it first if it is idle.
+    async fn lease(&self, signals: &mut Signals) -> Result<Device> {
+        let mut open = self.open.lock().await;
+        if let Some(opened) = &*open {
+            return Ok(opened.device.clone());
+        }
+        let lease = Lease::take(&self.volume).await?;
+        let opened = lease.open(|text| tracing::info!("{text}"), signals).await;
+        let device = match opened {
+            Ok(device) => device,
+            Err(error) => {
+                let _ = lease.release().await;
+                return Err(error);
+            }
+        };
+        tracing::info!(volume = self.volume.name, "leased");
+        self.set_device(Some(device.clone()));
+        *open = Some(Opened {
+            lease,
+            device: device.clone(),
+        });
+        Ok(device)
+    }
+
+    /// Makes everything durable and unlocks, unless somebody has come meanwhile.
+    /// False if that failed and has to be tried again.
+    async fn give_back(&self) -> bool {
+        // Before anybody has to wait for it: Swift may be out of reach for long.
+        if let Some(device) = self.device()
+            && let Err(error) = device.flush().await
+        {
+            tracing::error!(volume = self.volume.name, %error, "cannot store what is dirty");
+            return false;
+        }
+        let mut open = self.open.lock().await;
+        // Whoever comes from here on waits for the lock.
+        if !self.is_used() {
+            self.close(&mut open).await;
+        }
+        true
+    }
+
+    /// As [`Volumes::end`], for one volume.
+    async fn end(&self) {
+        let mut open = self.open.lock().await;
+        self.close(&mut open).await;
+    }
+
+    async fn close(&self, open: &mut Option<Opened>) {
+        let name = &self.volume.name;
+        let Some(opened) = &*open else {
+            return;
+        };
+        while let Err(error) = opened.device.close().await {
+            tracing::error!(volume = name, %error, "cannot store what is dirty");
+            sleep(BETWEEN_ENDINGS).await;
+        }
+        loop {
+            match opened.lease.release().await {
+                Ok(()) => {
+                    tracing::info!(volume = name, "everything is durable, unlocked");
+                    break;
+                }
+                Err(error) => {
+                    tracing::error!(volume = name, "cannot unlock: {}", error.message);
+                    if error.exit == Exit::InUse {
+                        break;
+                    }
+                }
+            }
+            sleep(BETWEEN_ENDINGS).await;
+        }
+        // Only now: whoever drops this future in the middle leaves it open.
+        self.set_device(None);
+        *open = None;
+    }
+
+    /// What the container says, without a lock.
+    async fn inspect(&self) -> Result<Shape> {
+        if let Some(device) = self.device() {
+            return Ok(device.shape());
+        }
+        let store = container(&self.volume)?.impatient;
+        let found = meta::read(&*store).await;
+        let found = found.map_err(|error| explain::meta(&self.volume, &error))?;
+        let size = found.layout.size();
+        Ok(Shape::new(size, BLOCK_SIZE, self.volume.read_only))
+    }
+
+    fn export(&self) -> Export {
+        let container = &self.volume.container;
+        let description = match self.device() {
+            Some(device) => format!("{} in container {container}", format_size(device.size())),
+            None => format!("container {container}"),
+        };
+        Export {
+            name: self.volume.name.clone(),
+            description,
+        }
+    }
+}
+
+/// Keeps a volume from being given back.
+#[derive(Debug)]
+struct Hold(Arc<Entry>);
+
+impl Hold {
+    fn of(entry: &Arc<Entry>) -> Hold {
+        entry.clients.fetch_add(1, Ordering::SeqCst);
+        Hold(Arc::clone(entry))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        if self.0.clients.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.0.left.notify_one();
+        }
+    }
+}
+
+/// The exports as one client sees them. What it has opened stays open for as long
+/// as this lives.
+#[derive(Debug)]
+pub(super) struct Session {
+    volumes: Arc<Volumes>,
+    hold: SyncMutex<Option<Hold>>,
+}
+
+impl Session {
+    pub(super) fn new(volumes: Arc<Volumes>) -> Session {
+        Session {
+            volumes,
+            hold: SyncMutex::new(None),
+        }
+    }
+}
+
+#[async_trait]
+impl Exports for Session {
+    fn list(&self) -> Vec<Export> {
+        let entries = self.volumes.entries.iter();
+        entries.map(|entry| entry.export()).collect()
+    }
+
+    async fn inspect(&self, name: &str) -> std::result::Result<Option<Shape>, Unavailable> {
+        let Some(entry) = self.volumes.find(name) else {
+            return Ok(None);
+        };
+        let shape = entry.inspect().await;
+        shape.map(Some).map_err(|error| unavailable(name, &error))
+    }
+
+    async fn open(&self, name: &str) -> std::result::Result<Option<Device>, Unavailable> {
+        let Some(entry) = self.volumes.find(name) else {
+            return Ok(None);
+        };
+        let hold = Hold::of(entry);
+        let entry = Arc::clone(entry);
+        // Its own task: it holds a lock in Swift, and this client may go away.
+        let leasing = tokio::spawn(async move {
+            let mut signals = Signals::listen()?;
+            let device = entry.lease(&mut signals).await;
+            device.map(|device| (device, hold))
+        });
+        let leased = leasing.await;
+        let leased = leased.unwrap_or_else(|error| Err(Error::failed(error.to_string())));
+        let (device, hold) = leased.map_err(|error| unavailable(name, &error))?;
+        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold);
+        Ok(Some(device))
+    }
+}
+
+fn unavailable(name: &str, error: &Error) -> Unavailable {
+    tracing::warn!(export = name, "not served: {}", error.message);
+    Unavailable(error.message.clone())
+}
