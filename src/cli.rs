@@ -95,6 +95,12 @@ pub enum Command {
     /// Unlock a volume that a crash left locked
     #[command(after_help = "Example: swiftnbd unlock mynbd0")]
     Unlock(Name),
+    /// Make an image file of a volume
+    Download(Download),
+    /// Make a volume of an image file or a device
+    Upload(Upload),
+    /// Delete a volume: its data and its container
+    Delete(Delete),
     /// Serve volumes over NBD, exports by name, in the foreground
     Serve(Serve),
     /// The process behind `attach`
@@ -206,6 +212,71 @@ pub struct Name {
     pub name: String,
 }
 
+/// Arguments of `download`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  swiftnbd download mynbd0 mynbd0.raw
+  swiftnbd download mynbd0 mynbd0.raw --quiet --limit 20MiB
+
+IMAGE appears when it is complete; until then the data is in IMAGE.swiftnbd-part.
+After an interruption, the same command goes on from there. Zeros become holes.")]
+pub struct Download {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The image file; replaced if it is there
+    pub image: PathBuf,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Fetch no more than this in a second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub limit: Option<u64>,
+}
+
+/// Arguments of `upload`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  swiftnbd upload disk.raw mynbd0      # makes the volume if need be
+  swiftnbd upload /dev/sdb mynbd1 --object-size 1MiB --limit 20MiB
+
+Holes and zeros are not stored. A volume that is there becomes the image, zeros
+behind it. After an interruption, the same command sends what is missing.")]
+pub struct Upload {
+    /// A raw image: a file, or a block device that nothing uses
+    pub image: PathBuf,
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Show no progress
+    #[arg(short, long)]
+    pub quiet: bool,
+    /// Send no more than this in a second
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    pub limit: Option<u64>,
+    /// The size of an object, if the volume is made [default: 64KiB]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub object_size: Option<u64>,
+}
+
+/// Arguments of `delete`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Example: swiftnbd delete mynbd0 --yes
+
+After an interruption, the same command deletes the rest. A container that holds
+other objects besides stays, with them.")]
+pub struct Delete {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// Do not ask
+    #[arg(short, long)]
+    pub yes: bool,
+}
+
 /// Arguments of `serve`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -281,6 +352,14 @@ fn parse_target(text: &str) -> Result<Target, String> {
     match text.contains('/') {
         true => parse_device(text).map(Target::Device),
         false => parse_name(text).map(Target::Name),
+    }
+}
+
+/// Bytes a second, at least one.
+fn parse_rate(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        0 => Err("it must be more than nothing".into()),
+        rate => Ok(rate),
     }
 }
 

@@ -15,13 +15,16 @@ use crate::store::retry::{Policy, Retry};
 use crate::store::swift::{Account, SwiftStore, Timeouts};
 use crate::store::{ObjectStore, StoreError};
 
-/// A volume's container, for two kinds of caller. Both know which names may
+/// A volume's container, for three kinds of caller. All know which names may
 /// still be changed by earlier requests.
 #[derive(Debug, Clone)]
 pub struct Container {
     /// For commands, and while attaching: what is refused fails at once, what does
     /// not answer fails after a few seconds.
     pub impatient: Arc<dyn ObjectStore>,
+    /// For commands that send or fetch a lot: what is refused fails at once, an
+    /// outage of some minutes is waited out.
+    pub diligent: Arc<dyn ObjectStore>,
     /// For a live device: everything is waited out, for as long as the user's
     /// `io_timeout` allows.
     pub patient: Arc<dyn ObjectStore>,
@@ -62,8 +65,10 @@ pub fn container(volume: &Volume) -> Result<Container, StoreError> {
     };
     let impatient = Retry::new(once, Policy::attach(), fastrand::Rng::new());
     let patient = impatient.with_policy(Policy::live(volume.io_timeout));
+    let diligent = impatient.with_policy(Policy::transfer());
     Ok(Container {
         impatient: Arc::new(impatient.clone()),
+        diligent: Arc::new(diligent),
         patient: Arc::new(patient),
         swift,
         retry: impatient,

@@ -53,15 +53,19 @@ macro_rules! everywhere {
 fn all_fail(sandbox: &Sandbox, status: i32, words: &[&str], hint: &str) {
     let before = sandbox.snapshot();
     let socket = sandbox.files.path().join("never.sock");
+    let image = sandbox.files.path().join("never.img");
     for args in [
         &["lock", VOLUME][..],
         &["unlock", VOLUME],
+        &["download", VOLUME, image.to_str().unwrap()],
+        &["delete", VOLUME, "--yes"],
         &["serve", VOLUME, "--unix", socket.to_str().unwrap()],
     ] {
         let mut all = vec![VOLUME];
         all.extend(words);
         sandbox.run(args).failed(status, &all, hint);
         assert!(!socket.exists(), "{args:?} listens");
+        assert!(!image.exists(), "{args:?} makes an image");
     }
     // It goes on to the next volume, so the reasons come first.
     let listed = sandbox.run(&["list"]);
@@ -286,6 +290,15 @@ fn usage() {
         (&["detach", "/dev/nbd"], "/dev/nbd0"),
         (&["detach", VOLUME, "--timeout", "soon"], "soon"),
         (&["lock"], "NAME"),
+        (&["download", VOLUME], "IMAGE"),
+        (
+            &["download", VOLUME, "/x", "--limit", "0"],
+            "more than nothing",
+        ),
+        (&["upload", "/nowhere"], "NAME"),
+        (&["upload", "/dev/null", VOLUME], "neither a file nor"),
+        (&["delete"], "NAME"),
+        (&["delete", VOLUME], "nobody to ask"),
         (&["unlock", "a", "b"], "'b'"),
         (&["list", "-s", "--json"], "--json"),
         (&["serve", VOLUME], "--unix"),

@@ -94,6 +94,10 @@ impl ObjectStore for Forgetful {
         self.inner.create().await
     }
 
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.inner.remove().await
+    }
+
     async fn settle(&self) {}
 
     fn linger(&self) -> Duration {

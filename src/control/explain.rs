@@ -79,6 +79,8 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
             "if you know its size: `swiftnbd setup --force {name} OBJECTS --object-size SIZE` \
              writes the metadata anew and leaves the data alone"
         )),
+        MetaError::Deleting => Error::new(Exit::InUse, message)
+            .hint(format!("`swiftnbd delete {name}` deletes the rest of it")),
         MetaError::Locked(_) => Error::new(Exit::InUse, message).hint(format!(
             "if that holder is dead, and only then: `swiftnbd unlock {name}`"
         )),

@@ -28,6 +28,11 @@ pub(super) const BLOCK_SIZE: u32 = 512;
 /// be apart.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(300);
 
+/// Whether an unlock by hand at this time, in Unix seconds, counts as recent.
+pub(super) fn unlocked_lately(then: Option<u64>) -> bool {
+    then.is_some_and(|then| unix_now() < then.saturating_add(CLOCKS_DIFFER.as_secs()))
+}
+
 /// A volume that is ours to use.
 #[derive(Debug)]
 pub struct Lease {
@@ -69,11 +74,9 @@ impl Lease {
             }
             Err(error) => return Err(explain::meta(volume, &error)),
         };
-        let pause = match there.unlocked {
-            Some(then) if unix_now() < then.saturating_add(CLOCKS_DIFFER.as_secs()) => {
-                store.linger()
-            }
-            _ => Duration::ZERO,
+        let pause = match unlocked_lately(there.unlocked) {
+            true => store.linger(),
+            false => Duration::ZERO,
         };
         Ok(Lease {
             volume: volume.clone(),

@@ -11,11 +11,14 @@
 //!   [`registry`].
 //! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew; [`session`]: an attached device's life.
 //! - [`serve`] serves volumes over NBD on a socket file.
-//! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
+//! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
+//!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
 
 pub mod attach;
 pub mod daemon;
+pub mod delete;
 pub mod detach;
+pub mod download;
 pub mod explain;
 pub mod guardian;
 pub mod lease;
@@ -28,6 +31,8 @@ pub mod session;
 pub mod signals;
 pub mod status;
 pub mod sysfs;
+pub mod transfer;
+pub mod upload;
 pub mod volumes;
 
 use std::future::Future;
@@ -65,6 +70,9 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::List(args) => volumes::list(&config, args),
         Command::Lock(args) => volumes::lock(&config, args),
         Command::Unlock(args) => volumes::unlock(&config, args),
+        Command::Download(args) => download::run(&config, args),
+        Command::Upload(args) => upload::run(&config, args),
+        Command::Delete(args) => delete::run(&config, args),
         Command::Attach(args) if args.foreground => daemon::run_in_foreground(&config, args),
         Command::Attach(args) => attach::run(&cli.global, &config, args),
         Command::Serve(args) => serve::run(&config, args),

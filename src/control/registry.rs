@@ -110,9 +110,14 @@ fn refused(doing: &str, error: &io::Error) -> Error {
 
 /// The time, in Unix seconds.
 pub fn unix_now() -> u64 {
+    since_epoch().as_secs()
+}
+
+/// The time since 1970.
+pub fn since_epoch() -> Duration {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |time| time.as_secs())
+        .unwrap_or_default()
 }
 
 /// Takes a volume for this process.
@@ -140,6 +145,12 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
     });
     written.map_err(|error| refused(&format!("cannot write {}", path.display()), &error))?;
     Ok(VolumeLock(lock))
+}
+
+/// Where a transfer of the volume on this machine is remembered, so that it can be
+/// taken up again. For whoever holds [`lock_volume`].
+pub fn transfer_path(volume: &Volume) -> Result<PathBuf> {
+    Ok(directory()?.join(format!("{}.transfer", identity(volume))))
 }
 
 /// Whoever has a volume's lock: its file says `holder`, and the registry may know

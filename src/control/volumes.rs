@@ -44,9 +44,9 @@ pub fn setup(config: &Config, args: &cli::Setup) -> Result<()> {
     Ok(())
 }
 
-/// The geometry that was asked for.
-fn layout(args: &cli::Setup) -> Result<Layout> {
-    let object_size = args.object_size.unwrap_or(u64::from(DEFAULT_OBJECT_SIZE));
+/// The object size that was asked for, if it can be one.
+pub(super) fn object_size(asked: Option<u64>) -> Result<u64> {
+    let object_size = asked.unwrap_or(u64::from(DEFAULT_OBJECT_SIZE));
     if object_size == 0 || !object_size.is_multiple_of(512) {
         return Err(Error::usage(format!(
             "object size {object_size} is not a multiple of 512"
@@ -62,6 +62,12 @@ fn layout(args: &cli::Setup) -> Result<Layout> {
                 .hint("whole objects are held in memory; sizes from 64 KiB to 4 MiB work well"),
         );
     }
+    Ok(object_size)
+}
+
+/// The geometry that was asked for.
+fn layout(args: &cli::Setup) -> Result<Layout> {
+    let object_size = object_size(args.object_size)?;
     let objects = match (args.objects, args.size) {
         (Some(objects), _) => objects,
         (None, Some(size)) if size > 0 && size.is_multiple_of(object_size) => size / object_size,
@@ -77,6 +83,11 @@ fn layout(args: &cli::Setup) -> Result<Layout> {
             .hint(format!("the next one is {next}")));
         }
     };
+    whole_layout(objects, object_size)
+}
+
+/// A volume of so many objects, if there can be one.
+pub(super) fn whole_layout(objects: u64, object_size: u64) -> Result<Layout> {
     if objects == 0 || objects > MAX_OBJECTS {
         return Err(Error::usage(format!(
             "a volume of format 1 has 1 to {MAX_OBJECTS} objects, not {objects}"
@@ -94,6 +105,9 @@ fn layout(args: &cli::Setup) -> Result<Layout> {
 async fn check_vacant(store: &dyn ObjectStore, volume: &Volume, force: bool) -> Result<()> {
     let name = &volume.name;
     let found = meta::read(store).await;
+    if let Err(error @ MetaError::Deleting) = &found {
+        return Err(explain::meta(volume, error));
+    }
     if !matches!(&found, Err(MetaError::Store(_))) {
         let client = meta::client(store).await;
         if let Some(client) = client.map_err(|error| explain::store(volume, &error))? {
@@ -199,15 +213,19 @@ pub fn lock(config: &Config, args: &cli::Name) -> Result<()> {
     Ok(())
 }
 
+/// The lock that is held by whoever uses the volume on this machine, and by us
+/// meanwhile. A user who may not even look there does not run the daemon either.
+pub(super) fn keep_from_this_machine(volume: &Volume) -> Result<Option<registry::VolumeLock>> {
+    match registry::lock_volume(volume) {
+        Err(error) if error.exit == Exit::Denied => Ok(None),
+        lock => Ok(Some(lock?)),
+    }
+}
+
 /// `unlock`: takes a lock away that its holder did not release.
 pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
-    // Held by whoever uses the volume on this machine, and by us meanwhile. A user
-    // who may not even look there does not run the daemon either.
-    let _machine = match registry::lock_volume(&volume) {
-        Err(error) if error.exit == Exit::Denied => None,
-        lock => Some(lock?),
-    };
+    let _machine = keep_from_this_machine(&volume)?;
     let store = container(&volume)?.impatient;
     let holder = block_on(async { meta::unlock(&*store, unix_now()).await })
         .map_err(|error| explain::meta(&volume, &error))?;

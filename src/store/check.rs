@@ -4,7 +4,7 @@
 //! Knows: the rules of the trait [`ObjectStore`](super::ObjectStore). Does not
 //! know: the further limits of one store.
 
-use super::{ErrorKind, Metadata, StoreError};
+use super::{ErrorKind, MAX_TOGETHER, Metadata, StoreError};
 
 /// The longest object name, in bytes; Swift's own limit.
 const MAX_NAME: usize = 1024;
@@ -82,6 +82,27 @@ pub(super) fn limit(container: &str, limit: usize) -> Result<(), StoreError> {
         container,
         detail,
     ))
+}
+
+/// Refuses names that are none, or too many at once.
+pub(super) fn names(container: &str, names: &[String]) -> Result<(), StoreError> {
+    if names.len() > MAX_TOGETHER {
+        let detail = format!("{} names are more than {MAX_TOGETHER}", names.len());
+        return Err(StoreError::new(
+            ErrorKind::Invalid,
+            "DELETE",
+            container,
+            detail,
+        ));
+    }
+    names
+        .iter()
+        .try_for_each(|object| name("DELETE", container, object))
+}
+
+/// The failure of removing a container that holds objects.
+pub(super) fn not_empty(container: &str, detail: &str) -> StoreError {
+    StoreError::new(ErrorKind::Invalid, "DELETE", container, detail)
 }
 
 /// Refuses metadata that would not come back as it was given.

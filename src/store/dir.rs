@@ -238,6 +238,23 @@ impl Inner {
         }
     }
 
+    /// Without its metadata it is no container; what a crash leaves behind then is
+    /// used again by `create`, and holds no object.
+    fn remove(&self) -> Result<(), StoreError> {
+        match self.exists("DELETE", "") {
+            Err(error) if error.kind == ErrorKind::NoContainer => return Ok(()),
+            there => there?,
+        }
+        let _locked = self.lock()?;
+        if !self.list("", "", 1)?.is_empty() {
+            return Err(check::not_empty(&self.name, "the container is not empty"));
+        }
+        fs::remove_file(self.container.join("metadata.json"))
+            .and_then(|()| files::sync_directory(&self.container))
+            .and_then(|()| fs::remove_dir_all(&self.container))
+            .map_err(|error| self.failed("DELETE", "", &self.container, error))
+    }
+
     fn write_metadata(
         &self,
         operation: &'static str,
@@ -398,6 +415,10 @@ impl ObjectStore for DirStore {
 
     async fn create(&self) -> Result<(), StoreError> {
         self.blocking("create", Inner::create).await
+    }
+
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.blocking("DELETE", Inner::remove).await
     }
 
     /// Waits for writes whose callers no longer do.

@@ -197,6 +197,20 @@ impl ObjectStore for MemoryStore {
         Ok(())
     }
 
+    async fn remove(&self) -> Result<(), StoreError> {
+        let mut containers = self.service.lock();
+        match containers.get(&self.container) {
+            Some(found) if !found.objects.is_empty() => Err(check::not_empty(
+                &self.container,
+                "the container is not empty",
+            )),
+            _ => {
+                containers.remove(&self.container);
+                Ok(())
+            }
+        }
+    }
+
     async fn settle(&self) {}
 
     fn linger(&self) -> Duration {

@@ -19,6 +19,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use md5::{Digest, Md5};
+
+/// The most names that [`ObjectStore::delete_many`] takes; Swift's own limit.
+pub const MAX_TOGETHER: usize = 10_000;
 
 /// A container's own metadata: names in lower case without Swift's
 /// `X-Container-Meta-` prefix (`swiftnbd-version`), values as they are.
@@ -56,6 +60,24 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// Deletes the object. An object that is absent already is a success.
     async fn delete(&self, name: &str) -> Result<(), StoreError>;
 
+    /// Deletes these objects (at most [`MAX_TOGETHER`]), together where the store
+    /// can. `Ok` means that none of them is there any more; after a failure some may
+    /// be gone, and it can be repeated.
+    async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
+        check::names("", names)?;
+        for name in names {
+            self.delete(name).await?;
+        }
+        Ok(())
+    }
+
+    /// The MD5 of the object's newest version, without its body where the store
+    /// can tell. [`ErrorKind::NotFound`] if there is no object.
+    async fn md5(&self, name: &str) -> Result<[u8; 16], StoreError> {
+        let body = self.get(name).await?;
+        Ok(Md5::digest(&body).into())
+    }
+
     /// Names after `after` and before `before` (both excluded, in byte order;
     /// an empty one sets no bound), ascending, at most `limit` (1 to 10,000).
     /// A hint only: a listing may be stale.
@@ -76,6 +98,10 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
 
     /// Makes the container; one that exists already is a success.
     async fn create(&self) -> Result<(), StoreError>;
+
+    /// Removes the container. One that is not there is a success, one that still
+    /// holds objects [`ErrorKind::Invalid`].
+    async fn remove(&self) -> Result<(), StoreError>;
 
     /// Returns when no earlier request of this store can take effect any more.
     async fn settle(&self);

@@ -80,7 +80,16 @@ impl Policy {
         }
     }
 
-    /// While attaching, and for tools: an answer within 10 s.
+    /// For tools that send or fetch a lot: an outage of some minutes is waited out,
+    /// a refusal ends it.
+    pub fn transfer() -> Policy {
+        Policy {
+            give_up_after: Some(Duration::from_secs(300)),
+            permanent: Permanent::Fail,
+        }
+    }
+
+    /// While attaching, and for short commands: an answer within 10 s.
     pub fn attach() -> Policy {
         Policy {
             give_up_after: Some(Duration::from_secs(10)),
@@ -114,9 +123,24 @@ enum Call<'a> {
     Get(&'a str),
     Read(&'static str),
     Write(&'a str),
+    DeleteMany(&'a [String]),
 }
 
-impl Call<'_> {
+impl<'a> Call<'a> {
+    /// The names that it may change.
+    fn written(self) -> impl Iterator<Item = &'a str> {
+        let (one, many) = match self {
+            Call::Write(name) => (Some(name), &[][..]),
+            Call::DeleteMany(names) => (None, names),
+            Call::Get(_) | Call::Read(_) => (None, &[][..]),
+        };
+        one.into_iter().chain(many.iter().map(String::as_str))
+    }
+
+    fn is_write(self) -> bool {
+        matches!(self, Call::Write(_) | Call::DeleteMany(_))
+    }
+
     /// A failure of which the inner store said nothing.
     fn error(self, detail: impl Into<String>) -> StoreError {
         let (operation, target) = match self {
@@ -124,6 +148,7 @@ impl Call<'_> {
             Call::Read(what) => (what, "of the container"),
             Call::Write(METADATA) => ("POST", "the container"),
             Call::Write(name) => ("write", name),
+            Call::DeleteMany(names) => ("DELETE", names.first().map_or("", |name| name)),
         };
         StoreError::new(ErrorKind::Unavailable, operation, target, detail)
     }
@@ -169,14 +194,14 @@ impl Retry {
             .policy
             .give_up_after
             .map(|limit| Instant::now() + limit);
-        if let Call::Write(name) = call {
-            let passed = before(deadline, self.shared.quarantine.passed(name)).await;
+        if call.is_write() {
+            let passed = before(deadline, self.passed(call)).await;
             // An attempt that is cut short for want of time would only put its name
             // into quarantine again, and so on for ever. The next call has more.
             let limit = self.policy.give_up_after.unwrap_or_default();
             let enough = deadline.is_none_or(|deadline| Instant::now() + limit / 2 <= deadline);
             if passed.is_none() || !enough {
-                return Err(self.given_up(call, self.blocked(call, name)));
+                return Err(self.given_up(call, self.blocked(call)));
             }
         }
         let mut trouble = self.shared.outage.watch();
@@ -216,15 +241,23 @@ impl Retry {
         }
     }
 
-    /// One attempt. Dropped midway, a write leaves its name in quarantine.
+    /// Returns when no earlier write of the call's names can take effect any more.
+    async fn passed(&self, call: Call<'_>) {
+        for name in call.written() {
+            self.shared.quarantine.passed(name).await;
+        }
+    }
+
+    /// One attempt. Dropped midway, a write leaves its names in quarantine.
     async fn once<T>(&self, call: Call<'_>, attempt: Attempt<'_, T>) -> Result<T, StoreError> {
-        let Call::Write(name) = call else {
-            return attempt.await;
-        };
-        let under_way = self.shared.quarantine.begin(name, self.inner.linger());
+        let linger = self.inner.linger();
+        let begin = |name| self.shared.quarantine.begin(name, linger);
+        let under_way: Vec<_> = call.written().map(begin).collect();
         let result = attempt.await;
         let lingers = result.as_ref().err().map(|error| error.lingers);
-        under_way.answered(lingers.unwrap_or_default());
+        for write in under_way {
+            write.answered(lingers.unwrap_or_default());
+        }
         result
     }
 
@@ -261,9 +294,7 @@ impl Retry {
 
     /// The error with what its call leaves behind.
     fn with_lingering(&self, call: Call<'_>, mut error: StoreError) -> StoreError {
-        if let Call::Write(name) = call {
-            error.lingers = error.lingers.max(self.shared.quarantine.left(name));
-        }
+        error.lingers = error.lingers.max(self.left(call));
         error
     }
 
@@ -278,8 +309,14 @@ impl Retry {
         self.with_lingering(call, StoreError { detail, ..error })
     }
 
-    fn blocked(&self, call: Call<'_>, name: &str) -> StoreError {
-        let left = self.shared.quarantine.left(name).as_secs_f32();
+    /// For how long earlier writes of the call's names may still take effect.
+    fn left(&self, call: Call<'_>) -> Duration {
+        let left = call.written().map(|name| self.shared.quarantine.left(name));
+        left.max().unwrap_or_default()
+    }
+
+    fn blocked(&self, call: Call<'_>) -> StoreError {
+        let left = self.left(call).as_secs_f32();
         call.error(format!(
             "an earlier write may still take effect for {left:.0} s"
         ))
@@ -312,7 +349,7 @@ impl Failures {
     /// Whether another attempt makes sense after this failure.
     fn may_pass(&self, call: Call<'_>, error: &StoreError, permanent: Permanent) -> bool {
         match error.kind {
-            ErrorKind::Corrupt if !matches!(call, Call::Write(_)) => self.corrupt < CORRUPT_RETRIES,
+            ErrorKind::Corrupt if !call.is_write() => self.corrupt < CORRUPT_RETRIES,
             _ if error.is_permanent() => permanent == Permanent::Wait,
             _ => true,
         }
@@ -343,6 +380,17 @@ impl ObjectStore for Retry {
             .await
     }
 
+    async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
+        check::names("", names)?;
+        self.call(Call::DeleteMany(names), || self.inner.delete_many(names))
+            .await
+    }
+
+    async fn md5(&self, name: &str) -> Result<[u8; 16], StoreError> {
+        check::name("HEAD", "", name)?;
+        self.call(Call::Get(name), || self.inner.md5(name)).await
+    }
+
     async fn list(
         &self,
         after: &str,
@@ -369,6 +417,11 @@ impl ObjectStore for Retry {
 
     async fn create(&self) -> Result<(), StoreError> {
         self.call(Call::Read("creation"), || self.inner.create())
+            .await
+    }
+
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.call(Call::Read("removal"), || self.inner.remove())
             .await
     }
 

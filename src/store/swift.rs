@@ -36,12 +36,14 @@
 
 mod answer;
 mod auth;
+mod bulk;
 mod http;
 mod request;
 mod rounds;
 mod tls;
 
 use std::fmt;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
@@ -78,6 +80,8 @@ pub struct SwiftStore {
     /// Whether the container is there, and whether a 404 for an object in it
     /// was looked for in the right place.
     presence: Arc<Rounds<Result<Certainty, StoreError>>>,
+    /// Whether this Swift was seen not to know bulk deletes.
+    no_bulk: Arc<AtomicBool>,
 }
 
 /// What a container's HEAD says of a GET's 404 that came before it.
@@ -128,6 +132,7 @@ impl SwiftStore {
             container: container.into(),
             max_object,
             presence: Arc::new(Rounds::new()),
+            no_bulk: Arc::default(),
         })
     }
 
@@ -191,21 +196,48 @@ impl SwiftStore {
         }
     }
 
-    async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {
-        let mut request = self.object(Method::GET, name);
+    /// The answer to a request for an object's newest version, if it is there.
+    async fn newest(&self, method: Method, name: &str) -> Result<(Request, Response), StoreError> {
+        let mut request = self.object(method, name);
         let newest = HeaderName::from_static("x-newest");
         request
             .headers
             .insert(newest, HeaderValue::from_static("true"));
         let reply = self.account().send(&request).await?;
         match reply.status().as_u16() {
-            200 => {}
+            200 => Ok((request, reply)),
             404 => {
                 http::drain(reply).await;
-                return Err(request.error(ErrorKind::NotFound, "the object does not exist"));
+                Err(request.error(ErrorKind::NotFound, "the object does not exist"))
             }
-            _ => return Err(finish(&request, reply).await),
+            _ => Err(finish(&request, reply).await),
         }
+    }
+
+    async fn md5_once(&self, name: &str) -> Result<[u8; 16], StoreError> {
+        let (request, reply) = self.newest(Method::HEAD, name).await?;
+        let missing = || request.error(ErrorKind::Corrupt, "the answer has no checksum (ETag)");
+        answer::etag(reply.headers()).ok_or_else(missing)
+    }
+
+    /// Believes a 404 only once the container was asked for.
+    async fn confirmed<T, F>(&self, once: impl Fn() -> F) -> Result<T, StoreError>
+    where
+        F: Future<Output = Result<T, StoreError>>,
+    {
+        let answer = once().await;
+        match &answer {
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            _ => return answer,
+        }
+        match self.confirm().await? {
+            Certainty::Sure => answer,
+            Certainty::AskAgain => once().await,
+        }
+    }
+
+    async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {
+        let (request, reply) = self.newest(Method::GET, name).await?;
         let etag = answer::etag(reply.headers());
         let timeouts = *self.account().timeouts();
         let received = http::receive(&request, reply, self.max_object, &timeouts).await?;
@@ -277,15 +309,12 @@ fn no_container(request: &Request) -> StoreError {
 impl ObjectStore for SwiftStore {
     async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
         check::name("GET", &self.container, name)?;
-        let answer = self.get_once(name).await;
-        match &answer {
-            Err(error) if error.kind == ErrorKind::NotFound => {}
-            _ => return answer,
-        }
-        match self.confirm().await? {
-            Certainty::Sure => answer,
-            Certainty::AskAgain => self.get_once(name).await,
-        }
+        self.confirmed(|| self.get_once(name)).await
+    }
+
+    async fn md5(&self, name: &str) -> Result<[u8; 16], StoreError> {
+        check::name("HEAD", &self.container, name)?;
+        self.confirmed(|| self.md5_once(name)).await
     }
 
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
@@ -336,6 +365,11 @@ impl ObjectStore for SwiftStore {
         Ok(())
     }
 
+    async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
+        check::names(&self.container, names)?;
+        self.delete_together(names).await
+    }
+
     async fn list(
         &self,
         after: &str,
@@ -382,6 +416,10 @@ impl ObjectStore for SwiftStore {
     async fn create(&self) -> Result<(), StoreError> {
         let request = self.request(Method::PUT, "");
         self.change(&request, &[201, 202]).await
+    }
+
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.remove_container().await
     }
 
     /// Nothing to wait for: who repeats after failures (see

@@ -307,6 +307,10 @@ impl ObjectStore for FaultStore {
         self.world.inner.create().await
     }
 
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.world.inner.remove().await
+    }
+
     async fn settle(&self) {}
 
     fn linger(&self) -> Duration {

@@ -151,6 +151,11 @@ impl ObjectStore for FakeStore {
         self.inner.create().await
     }
 
+    async fn remove(&self) -> Result<(), StoreError> {
+        self.step("remove", None).await?;
+        self.inner.remove().await
+    }
+
     async fn settle(&self) {}
 
     fn linger(&self) -> Duration {

@@ -58,11 +58,7 @@ impl Layout {
 
     /// Number of the object with this name, if it is one of this volume's.
     pub fn index(&self, name: &str) -> Option<u64> {
-        let digits = name.strip_prefix(PREFIX)?;
-        if digits.len() != 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
-            return None;
-        }
-        digits.parse().ok().filter(|index| *index < self.objects)
+        index(name).filter(|index| *index < self.objects)
     }
 
     /// Cuts a range of the device into the parts of objects that hold it, in
@@ -84,6 +80,15 @@ impl Layout {
             })
         })
     }
+}
+
+/// Number of the object with this name, if it is one of some volume's.
+pub fn index(name: &str) -> Option<u64> {
+    let digits = name.strip_prefix(PREFIX)?;
+    if digits.len() != 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits.parse().ok()
 }
 
 #[cfg(test)]

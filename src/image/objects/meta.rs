@@ -7,6 +7,7 @@
 //! window, several reads (a container's replicas may differ) most of the rest.
 
 use std::fmt;
+use std::time::Duration;
 
 use super::layout::{Layout, MAX_OBJECT_SIZE, MAX_OBJECTS};
 use crate::store::{Metadata, ObjectStore, StoreError};
@@ -17,6 +18,12 @@ const OBJECT_SIZE: &str = "swiftnbd-object-size";
 const CLIENT: &str = "swiftnbd-client";
 const LAST: &str = "swiftnbd-last";
 const UNLOCKED: &str = "swiftnbd-unlocked";
+/// Set from the first object that is deleted to the last: what is left is no
+/// volume any more.
+const DELETING: &str = "swiftnbd-deleting";
+
+/// Who a volume's holder is while it is deleted.
+const DELETER: &str = "ctl-delete";
 
 /// How often the metadata is read where a lock may be there: each read may reach
 /// another replica, and any holder that one of them shows counts.
@@ -60,6 +67,9 @@ pub enum MetaError {
         /// What it holds, if it is there.
         value: Option<String>,
     },
+    /// Some of its objects are deleted already.
+    #[error("it is being deleted, and some of its data is gone already")]
+    Deleting,
     /// Somebody holds the lock.
     #[error("it is locked by {0}")]
     Locked(Holder),
@@ -72,6 +82,22 @@ impl Holder {
     /// A holder of our own: this host, this process, now.
     pub fn new(host: &str, pid: u32, unix_seconds: u64) -> Holder {
         Holder(format!("{host}:{pid}@{unix_seconds}"))
+    }
+
+    /// A tool of our own, now. The time has a fraction, so that two that begin in the
+    /// same second are told apart; the original's times have one, too.
+    pub fn tool(tool: &str, since_epoch: Duration) -> Holder {
+        let (seconds, micros) = (since_epoch.as_secs(), since_epoch.subsec_micros());
+        Holder(format!("{tool}@{seconds}.{micros:06}"))
+    }
+
+    /// Whoever deletes a volume, now.
+    pub fn deleter(since_epoch: Duration) -> Holder {
+        Holder::tool(DELETER, since_epoch)
+    }
+
+    fn is_deleter(&self) -> bool {
+        self.parts().0 == DELETER
     }
 
     /// Who it is, and since when in Unix seconds if it says so.
@@ -120,6 +146,15 @@ fn utc(unix_seconds: u64) -> String {
 impl Volume {
     /// Reads a container's metadata.
     pub fn parse(metadata: &Metadata) -> Result<Volume, MetaError> {
+        let volume = Volume::parse_doomed(metadata)?;
+        match metadata.contains_key(DELETING) {
+            true => Err(MetaError::Deleting),
+            false => Ok(volume),
+        }
+    }
+
+    /// The same, of a volume that may be half deleted.
+    fn parse_doomed(metadata: &Metadata) -> Result<Volume, MetaError> {
         let text = |key: &str| {
             metadata
                 .get(key)
@@ -233,11 +268,11 @@ pub async fn client(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreErro
 
 /// Takes the lock away from whoever has it, at a person's word: `now` (Unix
 /// seconds) is remembered, for the requests of a holder that died may still be
-/// on their way. Works on damaged metadata too.
+/// on their way. Works on damaged metadata too, and on a volume that is deleted.
 pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaError> {
     let unlocked = match read(store).await {
         Ok(_) => MetaError::NotLocked,
-        Err(damage @ MetaError::Damaged { .. }) => damage,
+        Err(damage @ (MetaError::Damaged { .. } | MetaError::Deleting)) => damage,
         Err(error) => return Err(error),
     };
     let holder = client(store).await?.ok_or(unlocked)?;
@@ -256,7 +291,7 @@ pub async fn release(
     holder: &Holder,
     settled: bool,
 ) -> Result<(), MetaError> {
-    match Volume::parse(&store.metadata().await?)?.client {
+    match Volume::parse_doomed(&store.metadata().await?)?.client {
         Some(other) if other != *holder => Err(MetaError::Locked(other)),
         _ => {
             let mut changes = released(holder);
@@ -266,6 +301,46 @@ pub async fn release(
             Ok(store.set_metadata(&changes).await?)
         }
     }
+}
+
+/// Dooms the volume for `holder`, one of [`Holder::deleter`], who will delete it:
+/// nobody can use it any more. [`MetaError::Locked`] if somebody does.
+///
+/// Whoever locks a volume writes Client and then looks for this mark; here the mark
+/// is written first and then Client looked for. So one of the two sees the other.
+/// Two that delete the same volume do no harm.
+pub async fn doom(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaError> {
+    let metadata = store.metadata().await?;
+    Volume::parse_doomed(&metadata)?;
+    let user = async || Ok::<_, StoreError>(client(store).await?.filter(|it| !it.is_deleter()));
+    if let Some(user) = user().await? {
+        return Err(MetaError::Locked(user));
+    }
+    let set = |key: &str, value: &str| Metadata::from([(key.to_owned(), value.to_owned())]);
+    if !metadata.contains_key(DELETING) {
+        store.set_metadata(&set(DELETING, &holder.0)).await?;
+        if let Some(user) = user().await? {
+            store.set_metadata(&set(DELETING, "")).await?;
+            return Err(MetaError::Locked(user));
+        }
+    }
+    // The original's tools know nothing of the mark.
+    Ok(store.set_metadata(&set(CLIENT, &holder.0)).await?)
+}
+
+/// Takes all that makes the container a volume away from it.
+pub async fn erase(store: &dyn ObjectStore) -> Result<(), StoreError> {
+    let keys = [
+        VERSION,
+        OBJECTS,
+        OBJECT_SIZE,
+        CLIENT,
+        LAST,
+        UNLOCKED,
+        DELETING,
+    ];
+    let changes = keys.map(|key| (key.to_owned(), String::new()));
+    store.set_metadata(&Metadata::from(changes)).await
 }
 
 fn released(holder: &Holder) -> Metadata {

@@ -46,6 +46,7 @@ use quick_cache::sync::{Cache, DefaultLifecycle};
 use tokio::sync::{Notify, Semaphore};
 
 use self::dirty::Dirty;
+pub use self::extents::is_zero;
 use self::layout::Layout;
 use self::presence::Presence;
 use self::reader::{Fetches, Streams};

@@ -1,0 +1,177 @@
+//! `delete`: a volume's objects, and then its container.
+//!
+//! The container is marked before the first object goes, so that nobody uses what
+//! is left, and it says that it is a volume until the last is gone. Whoever is
+//! interrupted runs it again. Only objects of a volume are deleted; a container
+//! that holds others stays, with them, and is no volume any more.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::daemon;
+use super::explain;
+use super::registry::since_epoch;
+use super::signals::Signals;
+use super::transfer::progress::Progress;
+use super::transfer::{Pace, in_parallel, interrupted};
+use super::{container, volumes};
+use crate::cli;
+use crate::config::{Config, Volume, format_size};
+use crate::error::{Error, Result};
+use crate::image::objects::layout;
+use crate::image::objects::meta::{self, Holder, MetaError};
+use crate::store::{ErrorKind, ObjectStore};
+
+/// Names in one listing, below every Swift's limit.
+const PAGE: usize = 10_000;
+/// Names in one deletion: some seconds of work, so that progress is seen.
+const TOGETHER: usize = 1000;
+/// Deletions at a time; each is much work on Swift's side.
+const DELETIONS: usize = 2;
+/// How often the container is looked through: a listing may be behind.
+const ROUNDS: u32 = 3;
+const BETWEEN_ROUNDS: Duration = Duration::from_secs(2);
+
+/// Carries it out.
+pub fn run(config: &Config, args: &cli::Delete) -> Result<()> {
+    let volume = config.volume(&args.name)?;
+    if !args.yes && !std::io::stdin().is_terminal() {
+        let text = format!(
+            "volume {}: not deleted: there is nobody to ask",
+            volume.name
+        );
+        return Err(Error::usage(text).hint("--yes deletes it without asking"));
+    }
+    let _machine = volumes::keep_from_this_machine(&volume)?;
+    let store = container(&volume)?.diligent;
+    let runtime = daemon::runtime()?;
+    let what = runtime.block_on(describe(&*store, &volume))?;
+    if !args.yes {
+        ask(&volume, &what)?;
+    }
+    runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let deleter = Holder::deleter(since_epoch());
+        meta::doom(&*store, &deleter)
+            .await
+            .map_err(|error| explain::meta(&volume, &error))?;
+        delete(&store, &volume, &mut signals).await
+    })
+}
+
+/// What a person should know of a volume that can be deleted.
+async fn describe(store: &dyn ObjectStore, volume: &Volume) -> Result<String> {
+    match meta::read(store).await {
+        Ok(there) => match there.client {
+            Some(client) => Err(explain::meta(volume, &MetaError::Locked(client))),
+            None => Ok(format!("all its {}", format_size(there.layout.size()))),
+        },
+        Err(MetaError::Deleting) => Ok("what is left of it".to_owned()),
+        Err(error) => Err(explain::meta(volume, &error)),
+    }
+}
+
+fn ask(volume: &Volume, what: &str) -> Result<()> {
+    let name = &volume.name;
+    eprint!(
+        "Delete volume {name} (container {}), {what}? [y/N] ",
+        volume.container
+    );
+    let _ = std::io::stderr().flush();
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    match (read, answer.trim()) {
+        (Ok(_), "y" | "Y" | "yes") => Ok(()),
+        _ => Err(Error::failed(format!("volume {name}: not deleted"))),
+    }
+}
+
+async fn delete(
+    store: &Arc<dyn ObjectStore>,
+    volume: &Volume,
+    signals: &mut Signals,
+) -> Result<()> {
+    let failed = |error| explain::store(volume, &error);
+    let progress = Progress::objects();
+    for round in 1..=ROUNDS {
+        let strangers = delete_objects(store, volume, &progress, signals).await?;
+        if let Some(strangers) = strangers {
+            progress.end();
+            meta::erase(&**store).await.map_err(failed)?;
+            tracing::warn!(
+                "volume {} is deleted; its container {} stays: it holds {strangers}",
+                volume.name,
+                volume.container
+            );
+            return Ok(());
+        }
+        match store.remove().await {
+            Ok(()) => {
+                progress.end();
+                return Ok(());
+            }
+            Err(error) if error.kind == ErrorKind::Invalid && round < ROUNDS => {
+                sleep(BETWEEN_ROUNDS).await;
+            }
+            Err(error) if error.kind == ErrorKind::Invalid => {
+                let error = failed(error);
+                return Err(error.hint(
+                    "the listing may be behind, or somebody puts objects there: \
+                     the same command goes on from where it was",
+                ));
+            }
+            Err(error) => return Err(failed(error)),
+        }
+    }
+    Ok(())
+}
+
+/// Deletes all of a volume's objects that listings show. What else there is, in
+/// words.
+async fn delete_objects(
+    store: &Arc<dyn ObjectStore>,
+    volume: &Volume,
+    progress: &Progress,
+    signals: &mut Signals,
+) -> Result<Option<String>> {
+    let mut after = String::new();
+    let mut strangers = (0_u64, String::new());
+    loop {
+        let page = tokio::select! {
+            page = store.list(&after, "", PAGE) => page,
+            () = signals.recv() => return Err(interrupted()),
+        };
+        let page = page.map_err(|error| explain::store(volume, &error))?;
+        let Some(last) = page.last() else { break };
+        after.clone_from(&last.name);
+        let (ours, others): (Vec<_>, Vec<_>) = page
+            .into_iter()
+            .map(|listed| listed.name)
+            .partition(|name| layout::index(name).is_some());
+        if strangers.0 == 0
+            && let Some(first) = others.first()
+        {
+            strangers.1 = first.escape_debug().to_string();
+        }
+        strangers.0 += others.len() as u64;
+        let batches = ours.chunks(TOGETHER).map(|names| Ok(names.to_vec()));
+        let work = |names: Vec<String>| {
+            let (store, volume, progress) = (Arc::clone(store), volume.clone(), progress.clone());
+            async move {
+                let deleted = store.delete_many(&names).await;
+                deleted.map_err(|error| explain::store(&volume, &error))?;
+                progress.add(names.len() as u64);
+                Ok(())
+            }
+        };
+        in_parallel(batches, DELETIONS, &Pace::new(None), signals, work).await?;
+    }
+    Ok(match strangers {
+        (0, _) => None,
+        (1, name) => Some(format!("an object that is not a volume's: {name}")),
+        (many, name) => Some(format!("{many} objects that are not a volume's: {name}, …")),
+    })
+}

@@ -1,0 +1,306 @@
+//! The right to a volume for as long as a transfer takes, and the way back to it
+//! after the process was killed.
+//!
+//! The container's lock stays then, for nobody can know that its holder is dead:
+//! except this machine, on which the volume's lock file (`registry::lock_volume`)
+//! is free again. A record beside that file says what the container's lock looked
+//! like and what it was for; the same command takes it over. The order: the lock
+//! file; the record; the container's lock; the transfer; nothing of ours can take
+//! effect any more; the container's lock is gone; the record is gone.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep_until};
+
+use super::interrupted;
+use crate::config::Volume;
+use crate::control::lease::unlocked_lately;
+use crate::control::registry::{self, VolumeLock, since_epoch};
+use crate::control::signals::Signals;
+use crate::control::{container, explain};
+use crate::error::{Error, Exit, Result};
+use crate::image::objects::layout::Layout;
+use crate::image::objects::meta::{self, Holder, MetaError};
+use crate::stack::Container;
+use crate::store::{ErrorKind, ObjectStore};
+
+/// The longest record, in bytes.
+const MAX_RECORD: u64 = 64 << 10;
+
+/// What a volume is claimed for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verb {
+    /// Its data is read.
+    Download,
+    /// Its data is replaced.
+    Upload,
+}
+
+impl Verb {
+    /// What the container's lock says.
+    fn holder(self) -> Holder {
+        let tool = match self {
+            Verb::Download => "ctl-download",
+            Verb::Upload => "ctl-upload",
+        };
+        Holder::tool(tool, since_epoch())
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Verb::Download => "download",
+            Verb::Upload => "upload",
+        }
+    }
+}
+
+/// What a killed transfer leaves behind on this machine.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Record {
+    /// The container's lock.
+    client: String,
+    verb: Verb,
+    /// What was uploaded, as it was then.
+    source: String,
+    /// The container was made by this transfer: there is nothing in it but what
+    /// this source put there.
+    fresh: bool,
+}
+
+/// A volume of which this process has the machine's lock, and nothing else yet.
+#[derive(Debug)]
+pub struct Place {
+    volume: Volume,
+    container: Container,
+    record: PathBuf,
+    _machine: VolumeLock,
+}
+
+/// A volume that is ours until it is released.
+#[derive(Debug)]
+pub struct Claim {
+    place: Place,
+    /// Nothing if an account that may not write reads a volume that nobody holds.
+    holder: Option<Holder>,
+    layout: Layout,
+    resumed: bool,
+    fresh: bool,
+    /// Whether earlier requests may still be on their way that want something else
+    /// than we do.
+    differs: bool,
+    /// From when on nothing of an earlier holder can take effect.
+    quiet_at: Option<Instant>,
+}
+
+impl Place {
+    /// Keeps every other process of this machine from the volume.
+    pub fn enter(volume: &Volume) -> Result<Place> {
+        Ok(Place {
+            _machine: registry::lock_volume(volume)?,
+            record: registry::transfer_path(volume)?,
+            container: container(volume)?,
+            volume: volume.clone(),
+        })
+    }
+
+    /// The store for commands that are short.
+    pub fn impatient(&self) -> &dyn ObjectStore {
+        &*self.container.impatient
+    }
+
+    /// Locks the volume. `source` says what is uploaded, so that a change of it is
+    /// noticed; `fresh` that there was no container before.
+    pub async fn claim(self, verb: Verb, source: &str, fresh: bool) -> Result<Claim> {
+        let store = self.impatient();
+        let there = meta::read(store).await;
+        let there = there.map_err(|error| explain::meta(&self.volume, &error))?;
+        let mut record = Record {
+            client: verb.holder().0,
+            verb,
+            source: source.to_owned(),
+            fresh,
+        };
+        let resumed = match &there.client {
+            Some(client) => {
+                let left = self.left_behind(client, verb)?;
+                record.fresh = left.fresh && left.source == source;
+                record.client = left.client;
+                Some(left.source == source)
+            }
+            None => None,
+        };
+        self.write(&record)?;
+        let mut holder = Some(Holder(record.client));
+        if let (None, Some(ours)) = (resumed, &holder)
+            && let Err(error) = meta::lock(store, ours).await
+        {
+            let _ = fs::remove_file(&self.record);
+            match error {
+                MetaError::Store(error)
+                    if self.volume.read_only
+                        && verb == Verb::Download
+                        && error.kind == ErrorKind::Denied =>
+                {
+                    tracing::warn!(
+                        volume = self.volume.name,
+                        "this account may not lock the volume; if somebody writes to it \
+                         meanwhile, the image may be a mixture"
+                    );
+                    holder = None;
+                }
+                error => return Err(explain::meta(&self.volume, &error)),
+            }
+        }
+        let lately = unlocked_lately(there.unlocked);
+        let quiet_at =
+            (resumed.is_some() || lately).then(|| Instant::now() + self.impatient().linger());
+        Ok(Claim {
+            holder,
+            layout: there.layout,
+            resumed: resumed.is_some(),
+            fresh: record.fresh,
+            differs: lately || resumed == Some(false),
+            quiet_at,
+            place: self,
+        })
+    }
+
+    /// The record of a transfer that was killed and holds the volume, if it was the
+    /// same command.
+    fn left_behind(&self, client: &Holder, verb: Verb) -> Result<Record> {
+        match self.read() {
+            Some(record) if record.client != client.0 => {}
+            Some(record) if record.verb == verb => return Ok(record),
+            Some(record) => {
+                let (name, other) = (&self.volume.name, record.verb.name());
+                let text = format!("volume {name}: an {other} of it was interrupted here");
+                let text = text.replace("an download", "a download");
+                return Err(Error::new(Exit::InUse, text).hint(format!(
+                    "the same {other} again finishes it; `swiftnbd unlock {name}` gives it up"
+                )));
+            }
+            None => {}
+        }
+        let error = MetaError::Locked(client.clone());
+        Err(explain::meta(&self.volume, &error))
+    }
+
+    fn read(&self) -> Option<Record> {
+        let mut text = String::new();
+        let file = fs::File::open(&self.record).ok()?;
+        file.take(MAX_RECORD).read_to_string(&mut text).ok()?;
+        serde_json::from_str(&text).ok()
+    }
+
+    /// Writes the record, whole or not at all.
+    fn write(&self, record: &Record) -> Result<()> {
+        let new = self.record.with_extension("new");
+        let write = || -> io::Result<()> {
+            let mut options = fs::OpenOptions::new();
+            options.write(true).create(true).truncate(true).mode(0o600);
+            options
+                .open(&new)?
+                .write_all(&serde_json::to_vec(record)?)?;
+            fs::rename(&new, &self.record)
+        };
+        let path = self.record.display();
+        write().map_err(|error| Error::failed(format!("cannot write {path}: {error}")))
+    }
+}
+
+impl Claim {
+    /// The volume's geometry.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The store for the transfer.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.place.container.diligent)
+    }
+
+    /// Whether a transfer that was killed is taken up again.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// Whether the container holds nothing but what this transfer put there.
+    pub fn fresh(&self) -> bool {
+        self.fresh
+    }
+
+    /// Waits for requests of an earlier holder that would spoil what we do. Those of
+    /// a killed transfer with the same aim are harmless until the volume is
+    /// released.
+    pub async fn await_quiet(&self, signals: &mut Signals) -> Result<()> {
+        match self.quiet_at {
+            Some(at) if self.differs => self.wait_until(at, signals).await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn wait_until(&self, at: Instant, signals: &mut Signals) -> Result<()> {
+        let left = at.saturating_duration_since(Instant::now()).as_secs();
+        if left > 0 {
+            tracing::warn!(
+                volume = self.place.volume.name,
+                "waiting {left} s for requests of its last holder that may still be on their way"
+            );
+        }
+        tokio::select! {
+            () = sleep_until(at) => Ok(()),
+            () = signals.recv() => Err(interrupted()),
+        }
+    }
+
+    /// Fails if the lock was taken away meanwhile: then what was transferred may be
+    /// a mixture.
+    pub async fn check(&self) -> Result<()> {
+        let volume = &self.place.volume;
+        let Some(holder) = &self.holder else {
+            return Ok(());
+        };
+        let client = meta::client(self.place.impatient()).await;
+        let client = client.map_err(|error| explain::store(volume, &error))?;
+        if client.as_ref() == Some(holder) {
+            return Ok(());
+        }
+        let how = match client {
+            Some(other) => format!("is held by {other} now"),
+            None => "was taken away".to_owned(),
+        };
+        let text = format!("volume {}: its lock {how}", volume.name);
+        Err(Error::new(Exit::InUse, text)
+            .hint("somebody may have changed it meanwhile: run the same command again"))
+    }
+
+    /// Gives the volume back, once nothing of ours can take effect any more. A
+    /// signal ends the wait for that; then the volume stays locked, and the same
+    /// command can take it up again.
+    pub async fn release(self, signals: &mut Signals) -> Result<()> {
+        let volume = &self.place.volume;
+        let Some(holder) = &self.holder else {
+            return Ok(());
+        };
+        let locked = |error: Error| error.context(format!("volume {} stays locked", volume.name));
+        let store = self.store();
+        tokio::select! {
+            () = store.settle() => {}
+            () = signals.recv() => return Err(locked(interrupted())),
+        }
+        if let Some(at) = self.quiet_at {
+            self.wait_until(at, signals).await.map_err(locked)?;
+        }
+        let released = meta::release(self.place.impatient(), holder, true).await;
+        if matches!(released, Ok(()) | Err(MetaError::Locked(_))) {
+            let _ = fs::remove_file(&self.place.record);
+        }
+        released.map_err(|error| locked(explain::meta(volume, &error)))
+    }
+}

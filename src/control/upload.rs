@@ -1,0 +1,302 @@
+//! `upload`: makes a volume of an image.
+//!
+//! Nothing is taken on trust from an earlier attempt: an object is left alone if
+//! Swift says, asked for its newest version, that its MD5 is that of the image's
+//! part; everything else is stored anew. So an attempt that was interrupted, or
+//! another image since, can leave no mixture, and what is there already is not sent
+//! again. Each object is checked as it goes: Swift compares its MD5 with what came,
+//! and we its answer with what we sent.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::daemon;
+use super::explain;
+use super::signals::Signals;
+use super::transfer::claim::{Claim, Place, Verb};
+use super::transfer::image::Source;
+use super::transfer::progress::Progress;
+use super::transfer::{Pace, blocking, in_parallel, width};
+use super::volumes;
+use crate::cli;
+use crate::config::{Config, Volume, format_size};
+use crate::error::{Error, Result};
+use crate::image::objects::is_zero;
+use crate::image::objects::layout::{Layout, PREFIX};
+use crate::image::objects::meta::{self, MetaError};
+use crate::store::{ErrorKind, ObjectStore};
+
+/// Names in one listing, below every Swift's limit.
+const PAGE: usize = 10_000;
+/// Names in one deletion: some seconds of work, so that progress is seen.
+const TOGETHER: u64 = 1000;
+/// Deletions at a time; each is much work on Swift's side.
+const DELETIONS: usize = 2;
+
+/// Carries it out.
+pub fn run(config: &Config, args: &cli::Upload) -> Result<()> {
+    let volume = config.volume(&args.name)?;
+    if volume.read_only {
+        let text = format!(
+            "volume {}: it is read-only in the configuration",
+            volume.name
+        );
+        return Err(Error::usage(text));
+    }
+    let source = Source::open(&args.image)?;
+    if source.size() == 0 {
+        let text = format!("{} is empty", args.image.display());
+        return Err(Error::usage(text));
+    }
+    let runtime = daemon::runtime()?;
+    runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let claim = claim(&volume, &source, args).await?;
+        let progress = Progress::bytes(claim.layout().size(), args.quiet);
+        let pace = Pace::new(args.limit);
+        let upload = Upload::new(volume.clone(), source, &claim, pace, progress);
+        let sent = upload.send(&claim, &mut signals).await;
+        upload.progress.end();
+        let released = claim.release(&mut signals).await;
+        let sent = sent.map_err(|error| {
+            error.context(format!("volume {} holds a part of the image", volume.name))
+        });
+        sent.and(released)
+    })
+}
+
+/// Locks the volume, which is made if there is none.
+async fn claim(volume: &Volume, source: &Source, args: &cli::Upload) -> Result<Claim> {
+    let place = Place::enter(volume)?;
+    let store = place.impatient();
+    let mut fresh = false;
+    let there = match meta::read(store).await {
+        Ok(there) => Some(there.layout),
+        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {
+            fresh = true;
+            None
+        }
+        // As we leave it if we are killed between making it and describing it.
+        Err(MetaError::NotAVolume) if is_empty(store, volume).await? => None,
+        Err(error) => return Err(explain::meta(volume, &error)),
+    };
+    match there {
+        Some(layout) => check_fits(volume, &layout, source, args)?,
+        None => {
+            let object_size = volumes::object_size(args.object_size)?;
+            let objects = source.size().div_ceil(object_size);
+            let layout = volumes::whole_layout(objects, object_size)?;
+            let failed = |error| explain::store(volume, &error);
+            store.create().await.map_err(failed)?;
+            meta::write(store, &layout).await.map_err(failed)?;
+        }
+    }
+    place.claim(Verb::Upload, source.looks(), fresh).await
+}
+
+async fn is_empty(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
+    let listed = store.list("", "", 1).await;
+    let listed = listed.map_err(|error| explain::store(volume, &error))?;
+    Ok(listed.is_empty())
+}
+
+fn check_fits(volume: &Volume, layout: &Layout, source: &Source, args: &cli::Upload) -> Result<()> {
+    let name = &volume.name;
+    if let Some(asked) = args.object_size
+        && asked != u64::from(layout.object_size)
+    {
+        let there = format_size(layout.object_size.into());
+        let text = format!("volume {name}: it is there already, with objects of {there}");
+        return Err(Error::usage(text).hint("leave --object-size out, or delete the volume first"));
+    }
+    if source.size() > layout.size() {
+        let text = format!(
+            "volume {name}: the image of {} bytes does not fit into its {} bytes",
+            source.size(),
+            layout.size()
+        );
+        return Err(Error::failed(text).hint("delete the volume, or set up a larger one"));
+    }
+    Ok(())
+}
+
+/// One image on its way into one volume.
+struct Upload {
+    shared: Arc<Shared>,
+    progress: Progress,
+    /// The transfer adds nothing to a container in which there was nothing.
+    fresh: bool,
+}
+
+/// What all the tasks need.
+struct Shared {
+    volume: Volume,
+    store: Arc<dyn ObjectStore>,
+    layout: Layout,
+    source: Source,
+    pace: Pace,
+    progress: Progress,
+    /// Which objects a listing showed: a hint for where it pays to ask.
+    listed: Bits,
+    /// Which objects hold data of the image.
+    kept: Bits,
+    /// Every object may be there, whatever a listing shows.
+    ask_always: bool,
+}
+
+impl Upload {
+    fn new(
+        volume: Volume,
+        source: Source,
+        claim: &Claim,
+        pace: Pace,
+        progress: Progress,
+    ) -> Upload {
+        let layout = claim.layout();
+        let shared = Shared {
+            volume,
+            store: claim.store(),
+            layout,
+            source,
+            pace,
+            progress: progress.clone(),
+            listed: Bits::new(layout.objects),
+            kept: Bits::new(layout.objects),
+            ask_always: claim.resumed(),
+        };
+        Upload {
+            shared: Arc::new(shared),
+            progress,
+            fresh: claim.fresh(),
+        }
+    }
+
+    /// All of it. Everything is durable when it returns.
+    async fn send(&self, claim: &Claim, signals: &mut Signals) -> Result<()> {
+        claim.await_quiet(signals).await?;
+        let shared = &self.shared;
+        if !shared.ask_always && !self.fresh {
+            shared.look(signals).await?;
+        }
+        let object_size = shared.layout.object_size;
+        let parts = shared.source.parts_with_data(object_size.into()).map(Ok);
+        let work = |index| {
+            let shared = Arc::clone(shared);
+            async move { shared.store(index).await }
+        };
+        in_parallel(parts, width(object_size), &shared.pace, signals, work).await?;
+        if !self.fresh {
+            self.delete_the_rest(signals).await?;
+        }
+        shared.source.check_unchanged()?;
+        claim.check().await?;
+        self.progress.complete();
+        Ok(())
+    }
+
+    /// Deletes all objects that must read as zeros. Their absence from a listing
+    /// proves nothing, so it is every one.
+    async fn delete_the_rest(&self, signals: &mut Signals) -> Result<()> {
+        let shared = &self.shared;
+        let objects = shared.layout.objects;
+        let batches = (0..objects.div_ceil(TOGETHER)).map(|batch| {
+            let from = batch * TOGETHER;
+            let to = objects.min(from + TOGETHER);
+            Ok((from..to)
+                .filter(|index| !shared.kept.get(*index))
+                .collect::<Vec<u64>>())
+        });
+        let work = |indices: Vec<u64>| {
+            let shared = Arc::clone(shared);
+            async move { shared.delete(indices).await }
+        };
+        in_parallel(batches, DELETIONS, &shared.pace, signals, work).await
+    }
+}
+
+impl Shared {
+    /// Reads the listing.
+    async fn look(&self, signals: &mut Signals) -> Result<()> {
+        let end = format!("{PREFIX}:");
+        let mut after = PREFIX.to_owned();
+        loop {
+            let page = tokio::select! {
+                page = self.store.list(&after, &end, PAGE) => page,
+                () = signals.recv() => return Err(super::transfer::interrupted()),
+            };
+            let page = page.map_err(|error| explain::store(&self.volume, &error))?;
+            for listed in &page {
+                if let Some(index) = self.layout.index(&listed.name) {
+                    self.listed.set(index);
+                }
+            }
+            match page.last() {
+                Some(last) => after.clone_from(&last.name),
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Makes one object what the image has there, if that is not zeros.
+    async fn store(self: Arc<Self>, index: u64) -> Result<()> {
+        let size = self.layout.object_size;
+        let this = Arc::clone(&self);
+        let body = blocking(move || {
+            let body = this.source.read(index * u64::from(size), size as usize)?;
+            Ok((!is_zero(&body)).then_some(body))
+        });
+        let Some(body) = body.await? else {
+            return Ok(());
+        };
+        self.kept.set(index);
+        let name = self.layout.name(index);
+        let failed = |error| explain::store(&self.volume, &error);
+        let ask = self.ask_always || self.listed.get(index);
+        let body = bytes::Bytes::from(body);
+        if !(ask && self.holds(&name, body.clone()).await?) {
+            self.pace.spent(body.len() as u64);
+            self.store.put(&name, body).await.map_err(failed)?;
+        }
+        self.progress.add(size.into());
+        Ok(())
+    }
+
+    /// Whether the object is this already.
+    async fn holds(&self, name: &str, body: bytes::Bytes) -> Result<bool> {
+        use md5::{Digest, Md5};
+        let there = match self.store.md5(name).await {
+            Ok(md5) => md5,
+            Err(error) if error.kind == ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(explain::store(&self.volume, &error)),
+        };
+        let ours = blocking(move || Ok(Md5::digest(&body))).await?;
+        Ok(there == <[u8; 16]>::from(ours))
+    }
+
+    async fn delete(&self, indices: Vec<u64>) -> Result<()> {
+        let names: Vec<String> = indices.iter().map(|i| self.layout.name(*i)).collect();
+        let deleted = self.store.delete_many(&names).await;
+        deleted.map_err(|error| explain::store(&self.volume, &error))?;
+        let size = u64::from(self.layout.object_size);
+        self.progress.add(size * indices.len() as u64);
+        Ok(())
+    }
+}
+
+/// A bit for each object: 12 MiB for the largest volume.
+struct Bits(Box<[AtomicU64]>);
+
+impl Bits {
+    fn new(objects: u64) -> Bits {
+        let words = 0..objects.div_ceil(64);
+        Bits(words.map(|_| AtomicU64::new(0)).collect())
+    }
+
+    fn set(&self, index: u64) {
+        self.0[(index / 64) as usize].fetch_or(1 << (index % 64), Ordering::Relaxed);
+    }
+
+    fn get(&self, index: u64) -> bool {
+        self.0[(index / 64) as usize].load(Ordering::Relaxed) & (1 << (index % 64)) != 0
+    }
+}
