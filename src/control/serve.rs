@@ -13,6 +13,7 @@ use tracing::Instrument;
 
 use super::daemon;
 use super::lease::Lease;
+use super::service;
 use super::signals::Signals;
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
@@ -53,6 +54,7 @@ pub fn run(config: &Config, args: &cli::Serve) -> Result<()> {
 }
 
 async fn serve(volumes: &[Volume], path: &Path) -> Result<()> {
+    service::begin();
     let mut signals = Signals::listen()?;
     let mut open = Vec::new();
     let result = async {
@@ -177,6 +179,7 @@ async fn accept(socket: &Socket, exports: Exports, signals: &mut Signals) -> Res
     let places = Arc::new(Semaphore::new(MAX_CLIENTS));
     let mut clients = JoinSet::new();
     tracing::info!(socket = %socket.path.display(), "serving");
+    service::ready("serving");
     loop {
         tokio::select! {
             () = signals.recv() => break,

@@ -16,6 +16,7 @@ use super::lease::Lease;
 use super::netlink::Nbd;
 use super::registry::{self, MAX_LINE, Request, Response};
 use super::signals::Signals;
+use super::service;
 use super::sysfs::{self, NotReleased};
 use crate::config::{NbdDevice, format_size};
 use crate::device::Device;
@@ -299,6 +300,7 @@ impl Shared {
             };
             if said.as_ref() != Some(&why) {
                 tracing::warn!(device = %number, "asked to end, and cannot yet: {why}");
+                service::status(&format!("asked to end, and cannot yet: {why}"));
                 said = Some(why);
             }
             sleep(BETWEEN_TRIES).await;
