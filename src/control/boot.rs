@@ -1,10 +1,9 @@
 //! What the units in `udev/` run besides `attach`: the start of every volume that
 //! is attached at boot, and the stop of one.
 //!
-//! Knows: the names of units, systemctl, umount. Does not know: how a volume is
+//! Knows: the names of units, systemctl, umount, nsenter. Does not know: how a volume is
 //! attached or detached.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -89,7 +88,10 @@ fn unmount(entry: &Entry) {
     let mut said = None;
     while let Some(point) = sysfs::mount_point(device) {
         tracing::info!(%device, "unmounting {point}");
-        let done = output(Command::new("umount").arg("--").arg(Path::new(&point)));
+        // A unit's command has a mount namespace of its own, with full privileges too.
+        let mut umount = Command::new("nsenter");
+        umount.args(["--mount=/proc/1/ns/mnt", "umount", "--", &point]);
+        let done = output(&mut umount);
         if let Err(error) = done {
             if said.as_ref() != Some(&error.message) {
                 tracing::warn!(%device, "{}", error.message);

@@ -290,7 +290,13 @@ impl Shared {
                     Err(why) => why,
                 },
                 Ok(Err(NotReleased::Held(who))) => {
-                    if let Err(error) = self.device.flush().await {
+                    // What the kernel has not written yet as well, once: whoever
+                    // asked for the end may not wait for the rest.
+                    let saved = match said {
+                        None => self.make_durable().await,
+                        Some(_) => self.device.flush().await.map_err(|e| e.to_string()),
+                    };
+                    if let Err(error) = saved {
                         tracing::error!(device = %number, %error, "cannot flush");
                     }
                     who
