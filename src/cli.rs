@@ -106,6 +106,15 @@ pub enum Command {
     /// The process behind `attach`
     #[command(name = crate::control::attach::DAEMON_VERB, hide = true)]
     Daemon(Attach),
+    /// Start the unit of each volume that is attached at boot
+    #[command(name = "__boot", hide = true)]
+    Boot,
+    /// End the attachment that a unit has started
+    #[command(name = "__stop", hide = true)]
+    Stop(Name),
+    /// Write the manual pages and the shells' completions
+    #[command(name = "__manual", hide = true)]
+    Manual(Manual),
 }
 
 /// Arguments of `setup`.
@@ -336,6 +345,13 @@ fn parse_bind(text: &str) -> Result<SocketAddr, String> {
         }
         _ => Err("an address is written 127.0.0.1:10809, 0.0.0.0 or [::1]:10809".into()),
     }
+}
+
+/// Arguments of the verb that writes the manual.
+#[derive(Debug, Clone, Args)]
+pub struct Manual {
+    /// Where to; as it is laid out below a prefix's share directory
+    pub directory: PathBuf,
 }
 
 /// An attachment, by its device or its volume.

@@ -222,6 +222,15 @@ impl Config {
         self.settings.volumes.keys().map(String::as_str)
     }
 
+    /// The names of the volumes that the machine attaches when it starts, in byte
+    /// order.
+    pub fn names_at_boot(&self) -> impl Iterator<Item = &str> {
+        let volumes = self.settings.volumes.iter();
+        volumes
+            .filter(|(_, settings)| settings.attach_at_boot)
+            .map(|(name, _)| name.as_str())
+    }
+
     /// Every volume that is configured, in the order of their names; fails if
     /// one of them is not complete. [`Config::names`] with [`Config::volume`]
     /// tells which.

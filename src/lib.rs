@@ -14,8 +14,9 @@
 //! [`stack`] puts them together. [`control`] is what the commands do: it knows
 //! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
 //! environment into checked settings (who we are to Swift in the words of
-//! [`credentials`]), [`cli`] has the command line's types, and
-//! [`error`] is what a user sees. Imports point down only; a test checks it.
+//! [`credentials`]), [`cli`] has the command line's types, [`manual`] makes the
+//! manual of them, and [`error`] is what a user sees. Imports point down only; a
+//! test checks it.
 //!
 //! # A write, from the kernel to Swift
 //! The kernel's nbd driver sends WRITE over one end of a socketpair.
@@ -32,6 +33,7 @@ pub mod credentials;
 pub mod device;
 pub mod error;
 pub mod image;
+pub mod manual;
 pub mod nbd;
 pub mod stack;
 pub mod store;

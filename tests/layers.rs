@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("src/error.rs", &[]),
     ("src/cli.rs", &["config", "control::attach::DAEMON_VERB"]),
+    ("src/manual.rs", &["cli", "error"]),
     ("src/credentials.rs", &[]),
     ("src/config", &["credentials", "error"]),
     ("src/store", &["credentials", "store"]),

@@ -33,7 +33,7 @@ use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, unix_now};
 use super::session::Session;
 use super::signals::Signals;
-use super::{require_root, sysfs};
+use super::{require_root, service, sysfs};
 use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
@@ -64,6 +64,7 @@ pub enum Reporter {
 impl Reporter {
     fn notice(&self, text: &str) {
         tracing::info!("{text}");
+        service::status(text);
         if matches!(self, Reporter::Pipe) {
             let _ = self.send(&Report::Notice(text.to_owned()));
         }
@@ -162,6 +163,7 @@ async fn attach(
     reporter: &Reporter,
     reported: &mut bool,
 ) -> Result<()> {
+    service::begin();
     let mut signals = Signals::listen()?;
     let lease = Lease::take(volume).await?;
     let started = async {
@@ -194,9 +196,11 @@ async fn attach(
         tracing::warn!(device = %number, "whoever asked for it has gone: detaching");
         session.leave();
     }
+    service::ready(&format!("volume {} is attached to {number}", volume.name));
     *reported = true;
     close_stdout(reporter);
     let result = session.run(attachment, &lease).await;
+    service::ending();
     guardian.dismiss();
     registry::remove(number);
     result

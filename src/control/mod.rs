@@ -9,12 +9,15 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
-//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew; [`session`]: an attached device's life.
-//! - [`serve`] serves volumes over NBD on a socket file.
+//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew;
+//!   [`session`]: an attached device's life.
+//! - [`serve`] serves volumes over NBD.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
 //!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
+//! - [`boot`] and [`service`]: what the units need.
 
 pub mod attach;
+pub mod boot;
 pub mod daemon;
 pub mod delete;
 pub mod detach;
@@ -27,6 +30,7 @@ pub mod netlink;
 pub mod registry;
 pub mod reload;
 pub mod serve;
+pub mod service;
 pub mod session;
 pub mod signals;
 pub mod status;
@@ -41,13 +45,14 @@ use self::logging::Process;
 use crate::cli::{Cli, Command, Target};
 use crate::config::{Config, Volume};
 use crate::error::{Error, Exit, Result};
+use crate::manual;
 use crate::stack::{self, Container};
 
 /// Carries out a command line.
 pub fn run(cli: &Cli) -> Result<()> {
     let process = match &cli.command {
         Command::Daemon(_) => Process::Daemon,
-        Command::Serve(_) => Process::Foreground,
+        Command::Serve(_) | Command::Boot | Command::Stop(_) => Process::Foreground,
         Command::Attach(args) if args.foreground => Process::Foreground,
         _ => Process::Command,
     };
@@ -60,6 +65,12 @@ pub fn run(cli: &Cli) -> Result<()> {
     }
     if let Command::Status(args) = &cli.command {
         return status::run(args);
+    }
+    if let Command::Stop(args) = &cli.command {
+        return boot::stop(&args.name);
+    }
+    if let Command::Manual(args) = &cli.command {
+        return manual::write(&args.directory);
     }
     let config = Config::load(&cli.global.sources())?;
     for note in config.notes() {
@@ -76,7 +87,12 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Attach(args) if args.foreground => daemon::run_in_foreground(&config, args),
         Command::Attach(args) => attach::run(&cli.global, &config, args),
         Command::Serve(args) => serve::run(&config, args),
-        Command::Detach(_) | Command::Status(_) | Command::Daemon(_) => Ok(()),
+        Command::Boot => boot::start(&config),
+        Command::Detach(_)
+        | Command::Status(_)
+        | Command::Daemon(_)
+        | Command::Stop(_)
+        | Command::Manual(_) => Ok(()),
     }
 }
 

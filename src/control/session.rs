@@ -15,6 +15,7 @@ use super::daemon::{Attachment, disconnect};
 use super::lease::Lease;
 use super::netlink::Nbd;
 use super::registry::{self, MAX_LINE, Request, Response};
+use super::service;
 use super::signals::Signals;
 use super::sysfs::{self, NotReleased};
 use crate::config::{NbdDevice, format_size};
@@ -289,7 +290,13 @@ impl Shared {
                     Err(why) => why,
                 },
                 Ok(Err(NotReleased::Held(who))) => {
-                    if let Err(error) = self.device.flush().await {
+                    // What the kernel has not written yet as well, once: whoever
+                    // asked for the end may not wait for the rest.
+                    let saved = match said {
+                        None => self.make_durable().await,
+                        Some(_) => self.device.flush().await.map_err(|e| e.to_string()),
+                    };
+                    if let Err(error) = saved {
                         tracing::error!(device = %number, %error, "cannot flush");
                     }
                     who
@@ -299,6 +306,7 @@ impl Shared {
             };
             if said.as_ref() != Some(&why) {
                 tracing::warn!(device = %number, "asked to end, and cannot yet: {why}");
+                service::status(&format!("asked to end, and cannot yet: {why}"));
                 said = Some(why);
             }
             sleep(BETWEEN_TRIES).await;

@@ -166,8 +166,8 @@ pub fn write_out(device: NbdDevice) -> io::Result<()> {
     Ok(())
 }
 
-/// Who holds a device, as a sentence.
-pub fn holder(device: NbdDevice) -> String {
+/// Where the device, or a partition of it, is mounted: the last of the places.
+pub fn mount_point(device: NbdDevice) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
     let numbers = attribute(device, "dev");
     let partitions = partitions(device);
@@ -178,7 +178,12 @@ pub fn holder(device: NbdDevice) -> String {
                 .any(|(partition, number)| source == partition || dev == number)
             || source == device.to_string()
     };
-    if let Some(point) = mounted_at(&mounts, is_ours) {
+    mounted_at(&mounts, is_ours)
+}
+
+/// Who holds a device, as a sentence.
+pub fn holder(device: NbdDevice) -> String {
+    if let Some(point) = mount_point(device) {
         return format!("{device} is mounted on {point}");
     }
     let swaps = fs::read_to_string("/proc/swaps").unwrap_or_default();
@@ -217,10 +222,10 @@ fn partitions(device: NbdDevice) -> Vec<(String, String)> {
         .collect()
 }
 
-/// The first mount point in a mountinfo (proc(5)) whose device number or source
+/// The last mount point in a mountinfo (proc(5)) whose device number or source
 /// `is_ours`. Blanks in it are written as `\040`.
 fn mounted_at(mountinfo: &str, is_ours: impl Fn(&str, &str) -> bool) -> Option<String> {
-    mountinfo.lines().find_map(|line| {
+    mountinfo.lines().rev().find_map(|line| {
         let mut fields = line.split(' ');
         let (number, point) = (fields.nth(2)?, fields.nth(1)?);
         let source = line.split(" - ").nth(1)?.split(' ').nth(1)?;

@@ -28,6 +28,7 @@ use self::listener::Listener;
 use self::traffic::Traffic;
 use self::volumes::Volumes;
 use super::daemon;
+use super::service;
 use super::signals::Signals;
 use crate::cli;
 use crate::config::{Config, Volume};
@@ -144,6 +145,7 @@ pub fn run_volumes(
     let tls = tls::prepare(options)?;
     let runtime = daemon::runtime()?;
     let result = runtime.block_on(async {
+        service::begin();
         let mut signals = Signals::listen()?;
         let volumes = Volumes::new(volumes, on_demand);
         let served = async {
@@ -152,6 +154,7 @@ pub fn run_volumes(
             let address = listener.address(tls.is_some())?;
             tracing::info!(%address, "serving");
             on_ready(&address);
+            service::ready(&format!("serving {address}"));
             let traffic = Arc::new(Traffic::default());
             let keepers = volumes.start_keepers();
             let report = traffic::report(Arc::clone(&traffic), Arc::clone(&volumes));
