@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 
 use super::file;
 use super::login::{Key, Login};
-use super::settings::{Source, shown_key};
+use super::settings::Source;
 use super::values::{Checked, nearest, quoted};
 use crate::error::{Error, Result};
 
@@ -202,12 +202,12 @@ fn login(cloud: &Value) -> Checked<Login> {
         Some("password" | "v3password") => login = login.without(super::login::WAYS[1]),
         Some("v3applicationcredential") => login = login.without(super::login::WAYS[0]),
         Some("v1password") => login.set(Key::AuthVersion, "1"),
-        Some(other) => {
-            return Err(format!(
-                "auth_type {} is not known here; there are password, \
-                 v3applicationcredential and v1password",
-                shown_key(other)
-            ));
+        Some(_) => {
+            return Err(
+                "its auth_type is not known here; there are password, v3applicationcredential \
+                 and v1password"
+                    .into(),
+            );
         }
     }
     login.check().map_err(|(key, why)| {
