@@ -300,3 +300,22 @@ async fn a_policy_of_its_own() {
     assert_eq!(retry.put("a", A).await.unwrap_err().kind, ErrorKind::Denied);
     assert_eq!(fake.requests(), 51);
 }
+
+/// After credentials were replaced nobody waits for the rest of a pause, nor does
+/// who is in the middle of an attempt with the old ones.
+#[tokio::test(start_paused = true)]
+async fn a_pause_ends_when_somebody_says_so() {
+    let mut long = failure(ErrorKind::Denied);
+    long.retry_after = Some(50 * SECOND);
+    let (fake, retry) = live([Step::FailAs(long.clone()), Step::FailAs(long)]);
+    let began = Instant::now();
+    let puts = [("a", retry.clone()), ("b", retry.clone())]
+        .map(|(name, retry)| tokio::spawn(async move { retry.put(name, A).await }));
+    sleep(SECOND).await;
+    assert_eq!(fake.requests(), 2);
+    retry.hurry();
+    for put in puts {
+        put.await.unwrap().unwrap();
+    }
+    assert_eq!((fake.requests(), began.elapsed()), (4, SECOND));
+}

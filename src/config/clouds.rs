@@ -13,9 +13,9 @@ use serde_json::{Map, Value};
 
 use super::file;
 use super::login::{Key, Login};
-use super::settings::{Source, shown_key};
+use super::settings::Source;
 use super::values::{Checked, nearest, quoted};
-use crate::error::{Error, Exit, Result};
+use crate::error::{Error, Result};
 
 /// Where the files are looked for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -106,11 +106,7 @@ impl CloudFiles {
             .iter()
             .map(|directory| directory.display().to_string())
             .collect();
-        Error::new(
-            Exit::NotFound,
-            format!("cloud {cloud}: there is no clouds.yaml"),
-        )
-        .hint(format!(
+        Error::usage(format!("cloud {cloud}: there is no clouds.yaml")).hint(format!(
             "it is looked for in {}, or where OS_CLIENT_CONFIG_FILE says",
             places.join(", ")
         ))
@@ -119,10 +115,7 @@ impl CloudFiles {
 
 fn no_cloud(path: &Path, file: &Value, name: &str) -> Error {
     let path = path.display();
-    let error = Error::new(
-        Exit::NotFound,
-        format!("cloud {} is not in {path}", quoted(name)),
-    );
+    let error = Error::usage(format!("cloud {} is not in {path}", quoted(name)));
     let clouds = file.get("clouds").and_then(Value::as_object);
     let names = || clouds.into_iter().flat_map(Map::keys).map(String::as_str);
     match nearest(name, names()) {
@@ -209,12 +202,12 @@ fn login(cloud: &Value) -> Checked<Login> {
         Some("password" | "v3password") => login = login.without(super::login::WAYS[1]),
         Some("v3applicationcredential") => login = login.without(super::login::WAYS[0]),
         Some("v1password") => login.set(Key::AuthVersion, "1"),
-        Some(other) => {
-            return Err(format!(
-                "auth_type {} is not known here; there are password, \
-                 v3applicationcredential and v1password",
-                shown_key(other)
-            ));
+        Some(_) => {
+            return Err(
+                "its auth_type is not known here; there are password, v3applicationcredential \
+                 and v1password"
+                    .into(),
+            );
         }
     }
     login.check().map_err(|(key, why)| {

@@ -202,7 +202,10 @@ impl<'a> Entry<'a> {
             "" => format!("{key} is no section of this file"),
             section => format!("{key} is no key of {section}"),
         };
-        let hint = match nearest(self.key, known.iter().copied()) {
+        // OpenStack's own name for it, or nearly one of ours.
+        let meant = Key::all().find(|key| key.in_clouds().contains(&self.key));
+        let meant = meant.map(Key::in_toml).filter(|key| known.contains(key));
+        let hint = match meant.or_else(|| nearest(self.key, known.iter().copied())) {
             Some(near) => format!("did you mean '{near}'?"),
             None => format!("known here: {}", known.join(", ")),
         };

@@ -50,6 +50,8 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
                 place(volume)
             ),
         ),
+        // What can be put right is in the configuration.
+        ErrorKind::Invalid if error.hint.is_some() => (Exit::Usage, String::new()),
         ErrorKind::Superseded | ErrorKind::Corrupt | ErrorKind::Invalid => {
             (Exit::Failed, String::new())
         }

@@ -1,4 +1,4 @@
-//! What a failed TLS handshake means.
+//! What is behind a failed connection: TLS, or the network.
 //!
 //! Knows: rustls' errors, wherever they are in a chain of causes. Does not know:
 //! who was asked what.
@@ -7,23 +7,32 @@ use std::error::Error;
 
 use rustls::{CertificateError, InvalidMessage};
 
-/// What to do about it, if this is a failure of TLS that does not pass by itself.
-pub(super) fn hint(error: &reqwest::Error) -> Option<&'static str> {
-    let mut cause: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(error) = cause {
-        if let Some(error) = error.downcast_ref::<rustls::Error>() {
-            return of(error);
-        }
-        // An I/O error hides what it is made of from its own chain.
+/// The error and its causes, with those that I/O errors are made of: these hide
+/// them from their own chain.
+fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    let first: &'a (dyn Error + 'static) = error;
+    std::iter::successors(Some(first), |error: &&'a (dyn Error + 'static)| {
+        let error: &'a (dyn Error + 'static) = *error;
         let inner = error
             .downcast_ref::<std::io::Error>()
             .and_then(std::io::Error::get_ref);
-        cause = match inner {
+        match inner {
             Some(inner) => Some(inner),
             None => error.source(),
-        };
-    }
-    None
+        }
+    })
+}
+
+/// Whether the connection broke, and what came over it was right until then.
+pub(super) fn is_connection_lost(error: &reqwest::Error) -> bool {
+    causes(error).any(|error| error.is::<std::io::Error>())
+}
+
+/// What to do about it, if this is a failure of TLS that does not pass by itself.
+pub(super) fn hint(error: &reqwest::Error) -> Option<&'static str> {
+    causes(error)
+        .find_map(|error| error.downcast_ref())
+        .and_then(of)
 }
 
 fn of(error: &rustls::Error) -> Option<&'static str> {

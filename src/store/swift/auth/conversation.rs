@@ -109,12 +109,14 @@ impl Conversation<'_> {
         if let Some(hint) = tls::hint(&error) {
             return self.failure(ErrorKind::Invalid, detail).hint(hint);
         }
-        match connect {
-            true => self.failure(ErrorKind::Unreachable, detail),
-            false if self.is_encrypted() => self.failure(ErrorKind::Unavailable, detail),
-            false => self
-                .failure(ErrorKind::Unavailable, detail)
-                .hint("if this port speaks https, write https:// in auth_url"),
+        if connect {
+            return self.failure(ErrorKind::Unreachable, detail);
+        }
+        let failure = self.failure(ErrorKind::Unavailable, detail);
+        match self.is_encrypted() || tls::is_connection_lost(&error) {
+            true => failure,
+            // Somebody is there and does not speak HTTP.
+            false => failure.hint("if this port speaks https, write https:// in auth_url"),
         }
     }
 }
