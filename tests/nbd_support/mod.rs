@@ -11,8 +11,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use swiftnbd::device::{Device, MAX_REQUEST};
-use swiftnbd::image::{Image, ImageError, Stats};
-use swiftnbd::nbd::{Ended, Limits, TransmissionError, serve};
+use swiftnbd::image::{Extent, ExtentKind, Image, ImageError, Stats};
+use swiftnbd::nbd::{Ended, Limits, Terms, TransmissionError, serve};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
@@ -167,10 +167,34 @@ impl Image for TestImage {
         Ok(())
     }
 
+    /// Stretches of 64 KiB, every other one a hole, the first one data.
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ImageError> {
+        self.enter(offset, length).await?;
+        let (mut at, mut found) = (offset, Vec::new());
+        while at < offset + length && found.len() < most {
+            let end = (at / STRETCH + 1) * STRETCH;
+            let kind = match at / STRETCH % 2 {
+                0 => ExtentKind::Data,
+                _ => ExtentKind::Hole,
+            };
+            Extent::append(&mut found, end.min(offset + length) - at, kind);
+            at = end;
+        }
+        Ok(found)
+    }
+
     fn stats(&self) -> Stats {
         Stats::default()
     }
 }
+
+/// Length of a stretch in [`TestImage::extents`].
+pub const STRETCH: u64 = 64 << 10;
 
 /// A request's 28 bytes.
 pub fn header(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
@@ -231,13 +255,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
 pub type Server = JoinHandle<Result<Ended, TransmissionError>>;
 
 /// Serves an image to a client over a pipe of 64 KiB in memory.
-pub fn start(image: &Arc<TestImage>, limits: Limits) -> (Client<DuplexStream>, Server) {
-    start_device(Device::new(image.clone(), 512, false), limits)
+pub fn start(image: &Arc<TestImage>, terms: impl Into<Terms>) -> (Client<DuplexStream>, Server) {
+    start_device(Device::new(image.clone(), 512, false), terms)
 }
 
-pub fn start_device(device: Device, limits: Limits) -> (Client<DuplexStream>, Server) {
+pub fn start_device(device: Device, terms: impl Into<Terms>) -> (Client<DuplexStream>, Server) {
     let (client, server) = duplex(64 << 10);
-    let server = tokio::spawn(serve(server, device, limits, pending()));
+    let server = tokio::spawn(serve(server, device, terms.into(), pending()));
     (Client(client), server)
 }
 

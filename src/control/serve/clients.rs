@@ -6,6 +6,8 @@
 //! exceeds them is closed; nothing happens to the others.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -42,8 +44,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a client may take to notice that it is over.
 const FAREWELL: Duration = Duration::from_secs(1);
 
-/// Between two lines in the log about clients that are turned away.
-const BETWEEN_COMPLAINTS: Duration = Duration::from_secs(10);
+/// Lines in the log about clients that fail or are turned away, in a time; the
+/// others are counted.
+const MOST_COMPLAINTS: u32 = 20;
+const WINDOW: Duration = Duration::from_secs(10);
 
 /// What all clients share.
 pub(super) struct Clients {
@@ -52,6 +56,7 @@ pub(super) struct Clients {
     traffic: Arc<Traffic>,
     pool: Pool,
     places: Arc<Mutex<Places>>,
+    complaints: Mutex<Complaints>,
 }
 
 impl Clients {
@@ -66,6 +71,7 @@ impl Clients {
             traffic,
             pool: Pool::new(COMMON_MEMORY, OWN_MEMORY),
             places: Arc::default(),
+            complaints: Mutex::default(),
         })
     }
 
@@ -73,7 +79,6 @@ impl Clients {
     pub(super) async fn serve(self: &Arc<Clients>, listener: &Listener, signals: &mut Signals) {
         let (stop, stopping) = watch::channel(false);
         let mut clients = JoinSet::new();
-        let mut turned_away = TurnedAway::default();
         loop {
             tokio::select! {
                 () = signals.recv() => break,
@@ -88,7 +93,7 @@ impl Clients {
                                 life.await;
                             }.instrument(span));
                         }
-                        Err(why) => turned_away.log(peer, why),
+                        Err(why) => self.complain(peer, "turned away", &why),
                     },
                     Err(error) => {
                         tracing::warn!(%error, "cannot accept a client");
@@ -114,11 +119,28 @@ impl Clients {
         };
         match ended {
             Ok(()) => {}
-            Err(Failure::Handshake(HandshakeError::Io(error))) => {
+            // What TLS has against a client comes in an error of this kind.
+            Err(Failure::Handshake(HandshakeError::Io(error)))
+                if error.kind() != io::ErrorKind::InvalidData =>
+            {
                 tracing::debug!(%error, "a client left during the handshake");
             }
-            Err(Failure::Handshake(error)) => tracing::warn!(%peer, %error, "handshake"),
-            Err(Failure::Transmission(error)) => tracing::warn!(%peer, %error, "client failed"),
+            Err(Failure::Handshake(error)) => self.complain(peer, "handshake", &error),
+            Err(Failure::Transmission(error)) => self.complain(peer, "client failed", &error),
+        }
+    }
+
+    /// Writes to the log, not a thousand lines a second.
+    fn complain(&self, peer: Peer, what: &str, why: &dyn fmt::Display) {
+        let complaints = self.complaints.lock();
+        let mut complaints = complaints.unwrap_or_else(PoisonError::into_inner);
+        let admitted = complaints.admit(Instant::now());
+        drop(complaints);
+        if let Some(others) = admitted {
+            if others > 0 {
+                tracing::warn!("{others} more clients failed or were turned away");
+            }
+            tracing::warn!(%peer, "{what}: {why}");
         }
     }
 
@@ -256,26 +278,27 @@ impl Drop for Place {
     }
 }
 
-/// Clients that got no place, for the log: not a thousand lines a second.
+/// Complaints that were written, and those that were not.
 #[derive(Debug, Default)]
-struct TurnedAway {
-    last: Option<Instant>,
+struct Complaints {
+    since: Option<Instant>,
+    logged: u32,
     unlogged: u64,
 }
 
-impl TurnedAway {
-    fn log(&mut self, peer: Peer, why: &str) {
-        let now = Instant::now();
-        if self
-            .last
-            .is_some_and(|last| now - last < BETWEEN_COMPLAINTS)
-        {
-            self.unlogged += 1;
-            return;
+impl Complaints {
+    /// Whether there is room for one more, and how many were left out before it.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.since.is_none_or(|since| now - since >= WINDOW) {
+            self.since = Some(now);
+            self.logged = 0;
         }
-        let others = std::mem::take(&mut self.unlogged);
-        tracing::warn!(%peer, others, "a client was turned away: {why}");
-        self.last = Some(now);
+        if self.logged == MOST_COMPLAINTS {
+            self.unlogged += 1;
+            return None;
+        }
+        self.logged += 1;
+        Some(std::mem::take(&mut self.unlogged))
     }
 }
 
@@ -285,6 +308,16 @@ mod tests {
 
     fn from(address: &str) -> Peer {
         Peer::At(address.parse().unwrap())
+    }
+
+    #[test]
+    fn a_flood_of_complaints_is_counted() {
+        let start = Instant::now();
+        let mut complaints = Complaints::default();
+        let admitted = (0..100).filter_map(|_| complaints.admit(start)).count();
+        assert_eq!(admitted, MOST_COMPLAINTS as usize);
+        assert_eq!(complaints.admit(start + WINDOW), Some(80));
+        assert_eq!(complaints.admit(start + WINDOW), Some(0));
     }
 
     #[test]

@@ -77,7 +77,13 @@ impl Listener {
             Listen::Unix(path) => SocketFile::bind(path).await.map(Listener::Unix),
             Listen::Tcp(address) => {
                 let listener = TcpListener::bind(address).await;
-                let listener = listener.map_err(|error| cannot_listen(address, &error))?;
+                let listener = listener.map_err(|error| match error.kind() {
+                    io::ErrorKind::AddrInUse => {
+                        let text = format!("another server listens on {address}");
+                        Error::new(Exit::InUse, text).hint("--bind ADDR:PORT takes another one")
+                    }
+                    _ => cannot_listen(address, &error),
+                })?;
                 Ok(Listener::Tcp(listener))
             }
         }
@@ -127,12 +133,10 @@ fn tune(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
+/// A file that is in the way, which is no socket, is no server.
 fn cannot_listen(place: &dyn fmt::Display, error: &io::Error) -> Error {
     let text = format!("cannot listen on {place}: {error}");
     match error.kind() {
-        io::ErrorKind::AddrInUse => {
-            Error::new(Exit::InUse, text).hint("another server is there; --bind ADDR:PORT")
-        }
         io::ErrorKind::PermissionDenied => Error::new(Exit::Denied, text),
         _ => Error::failed(text),
     }
