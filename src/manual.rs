@@ -166,7 +166,7 @@ fn sections(text: &str) -> Roff {
             Some((title, rest)) => {
                 page.literal(false);
                 page.roff.control("SH", [title.to_uppercase().as_str()]);
-                page.item = false;
+                (page.item, page.paragraph) = (false, false);
                 let is_command = title.starts_with("Example") && !rest.is_empty();
                 page.line(&match is_command {
                     true => format!("  {rest}"),
@@ -197,6 +197,8 @@ struct Sections {
     literal: bool,
     /// An item of a list has begun.
     item: bool,
+    /// A paragraph is to begin, if something follows.
+    paragraph: bool,
 }
 
 impl Sections {
@@ -210,7 +212,7 @@ impl Sections {
     fn paragraph(&mut self) {
         self.literal(false);
         self.item = false;
-        self.roff.control("PP", []);
+        self.paragraph = true;
     }
 
     fn line(&mut self, line: &str) {
@@ -218,6 +220,9 @@ impl Sections {
         let words = line.trim();
         if words.is_empty() {
             return;
+        }
+        if std::mem::take(&mut self.paragraph) {
+            self.roff.control("PP", []);
         }
         if let Some(words) = words.strip_prefix("- ").filter(|_| indented) {
             self.literal(false);
