@@ -124,7 +124,7 @@ fn page(name: &str, command: &Command) -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    synopsis(command).to_writer(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     let verbs: Vec<&Command> = command
@@ -139,6 +139,15 @@ fn page(name: &str, command: &Command) -> std::io::Result<Vec<u8>> {
     }
     see_also(name).to_writer(&mut page)?;
     Ok(page)
+}
+
+/// The usage as the help has it: options by name are in the sections below.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    roff.text([roman(usage.trim_start_matches("Usage:").trim())]);
+    roff
 }
 
 fn list_of(verbs: &[&Command]) -> Roff {
