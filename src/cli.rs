@@ -23,10 +23,17 @@ pub use crate::config::parse_size;
     subcommand_required = true,
     arg_required_else_help = true,
     after_help = "\
-Example: a disk of 10 GiB, from nothing to a file system
+Example:
+  # a disk of 10 GiB, from nothing to a file system
   swiftnbd setup mynbd0 --size 10G
   D=$(swiftnbd attach mynbd0) && mkfs.ext4 $D && mount $D /mnt
   umount /mnt && swiftnbd detach mynbd0
+
+Common mistakes:
+  - No account is configured: write it in /etc/swiftnbd/swiftnbd.toml, see
+    swiftnbd.toml(5).
+  - A password on the command line: there is no option for it, because everybody
+    sees it there.
 
 Exit status: 0 done, 1 failed, 2 usage, 3 in use or locked, 4 not found,
 5 access refused, 6 Swift unreachable."
@@ -90,10 +97,22 @@ pub enum Command {
     /// List the volumes
     List(List),
     /// Lock a volume, so that nothing attaches it
-    #[command(after_help = "Example: swiftnbd lock mynbd0")]
+    #[command(after_help = "\
+Example:
+  swiftnbd lock mynbd0                 # status 3: somebody has it
+
+Common mistakes:
+  - To lock a volume before attaching it: `attach` locks it by itself.")]
     Lock(Name),
     /// Unlock a volume that a crash left locked
-    #[command(after_help = "Example: swiftnbd unlock mynbd0")]
+    #[command(after_help = "\
+Example:
+  swiftnbd unlock mynbd0
+
+Common mistakes:
+  - To unlock a volume that somebody still writes to: that destroys it. Make sure
+    that the holder which `swiftnbd list` shows is dead, not only out of reach.
+  - To unlock what is attached on this machine: `swiftnbd detach` does.")]
     Unlock(Name),
     /// Make an image file of a volume
     Download(Download),
@@ -122,10 +141,20 @@ pub enum Command {
 #[command(group(clap::ArgGroup::new("how large").required(true).args(["objects", "size"])))]
 #[command(override_usage = "swiftnbd setup [OPTIONS] NAME <OBJECTS | --size SIZE>")]
 #[command(after_help = "\
-Examples: both make a volume of 1 GiB
+Examples:
+  # both make a volume of 1 GiB
   swiftnbd setup mynbd0 --size 1G
   swiftnbd setup mynbd0 16384          # objects, of 64 KiB each
-Sizes take K, M, G, T and KiB, MiB, GiB, TiB; all are powers of two.")]
+  # for large files
+  swiftnbd setup big --size 1T --object-size 1M
+
+Sizes take K, M, G, T and KiB, MiB, GiB, TiB; all are powers of two.
+
+Common mistakes:
+  - A number without a unit is a number of objects, not of bytes or megabytes.
+  - The size has to be a multiple of the object size.
+  - --force does not empty a volume: its objects stay, and are its content. For an
+    empty one, delete the container first.")]
 pub struct Setup {
     /// The volume
     #[arg(value_parser = parse_name)]
@@ -155,7 +184,16 @@ pub struct Setup {
 #[command(after_help = "\
 Examples:
   D=$(swiftnbd attach mynbd0)          # any free device
-  swiftnbd attach mynbd0 /dev/nbd3 --read-only")]
+  swiftnbd attach mynbd0 /dev/nbd3 --read-only
+
+Common mistakes:
+  - \"locked by\": another machine has it, or died with it. Only if that holder is
+    dead: `swiftnbd unlock NAME`.
+  - \"in use\": it is attached already; `swiftnbd status` shows where.
+  - To mount one volume on two machines: no file system for local disks survives
+    that, and the lock prevents it.
+  - To start it from rc.local or cron: attach_at_boot and a line in /etc/fstab with
+    _netdev take care of the order, see swiftnbd-operating(7).")]
 pub struct Attach {
     /// The volume
     #[arg(value_parser = parse_name)]
@@ -175,8 +213,14 @@ pub struct Attach {
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
 Examples:
-  swiftnbd detach mynbd0
-  swiftnbd detach /dev/nbd0 --timeout 60")]
+  umount /mnt && swiftnbd detach mynbd0
+  swiftnbd detach /dev/nbd0 --timeout 60
+
+Common mistakes:
+  - The device is mounted or in use: unmount it first. Nothing is lost by trying.
+  - --force while Swift is away: what is not stored yet is lost. Without it,
+    everything waits until Swift is back.
+  - `nbd-client -d` instead: it does not care whether the device is in use.")]
 pub struct Detach {
     /// The device, or the volume on it
     #[arg(value_name = "DEVICE|NAME", value_parser = parse_target)]
@@ -191,7 +235,14 @@ pub struct Detach {
 
 /// Arguments of `status`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example: swiftnbd status /dev/nbd0 --json")]
+#[command(after_help = "\
+Examples:
+  swiftnbd status
+  swiftnbd status /dev/nbd0 --json
+
+Common mistakes:
+  - To look here for a volume that another machine has: `swiftnbd list` shows who
+    has locked it.")]
 pub struct Status {
     /// The device, or the volume on it [default: all]
     #[arg(value_name = "DEVICE|NAME", value_parser = parse_target)]
@@ -203,7 +254,14 @@ pub struct Status {
 
 /// Arguments of `list`.
 #[derive(Debug, Clone, Args)]
-#[command(after_help = "Example: swiftnbd list --simple-output")]
+#[command(after_help = "\
+Examples:
+  swiftnbd list
+  swiftnbd list --json | jq -r '.[] | select(.locked) | .name'
+
+Common mistakes:
+  - To look for a container that is not configured: only the volumes of the
+    configuration are listed.")]
 pub struct List {
     /// A line a volume, as the original swiftnbd-ctl printed it
     #[arg(short, long, conflicts_with = "json")]
@@ -297,7 +355,12 @@ Examples:
 
 Volumes that are named are locked until the server ends. Without names every
 configured volume is an export, locked from its first client until a few seconds
-after its last one.")]
+after its last one.
+
+Common mistakes:
+  - To serve what is attached, or to attach what is served: a volume has one user.
+  - A client that cannot ask for an export by its name: the oldstyle handshake is
+    not spoken.")]
 pub struct Serve {
     /// The volumes [default: all that are configured]
     #[arg(value_name = "NAME", value_parser = parse_name)]

@@ -231,6 +231,12 @@ impl Config {
             .map(|(name, _)| name.as_str())
     }
 
+    /// The devices that volumes are to be attached to.
+    pub fn devices(&self) -> impl Iterator<Item = NbdDevice> {
+        let volumes = self.settings.volumes.values();
+        volumes.filter_map(|settings| settings.device)
+    }
+
     /// Every volume that is configured, in the order of their names; fails if
     /// one of them is not complete. [`Config::names`] with [`Config::volume`]
     /// tells which.

@@ -124,7 +124,7 @@ fn page(name: &str, command: &Command) -> std::io::Result<Vec<u8>> {
     let mut page = Vec::new();
     man.render_title(&mut page)?;
     man.render_name_section(&mut page)?;
-    man.render_synopsis_section(&mut page)?;
+    synopsis(command).to_writer(&mut page)?;
     man.render_description_section(&mut page)?;
     man.render_options_section(&mut page)?;
     let verbs: Vec<&Command> = command
@@ -141,6 +141,15 @@ fn page(name: &str, command: &Command) -> std::io::Result<Vec<u8>> {
     Ok(page)
 }
 
+/// The usage as the help has it: options by name are in the sections below.
+fn synopsis(command: &Command) -> Roff {
+    let usage = command.clone().render_usage().to_string();
+    let mut roff = Roff::new();
+    roff.control("SH", ["SYNOPSIS"]);
+    roff.text([roman(usage.trim_start_matches("Usage:").trim())]);
+    roff
+}
+
 fn list_of(verbs: &[&Command]) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["VERBS"]);
@@ -154,41 +163,90 @@ fn list_of(verbs: &[&Command]) -> Roff {
     roff
 }
 
-/// The text after a command's help, as sections of a page: an unindented line that
-/// ends with a colon begins one, `- ` begins an item (whose other lines stand below
-/// its first word), other indented lines are shown as they are.
+/// The text after a command's help, as sections of a page. An unindented paragraph
+/// begins one by its first words, up to a colon: `Examples:`. `- ` begins an item,
+/// whose other lines stand below its first word. Other indented lines, and what
+/// follows `Example:` in its line, are shown as they are.
 fn sections(text: &str) -> Roff {
-    let mut roff = Roff::new();
-    let (mut literal, mut item) = (false, false);
+    let mut page = Sections::default();
+    let mut begins = true;
     for line in text.lines() {
+        match heading(line).filter(|_| begins) {
+            Some((title, rest)) => {
+                page.literal(false);
+                page.roff.control("SH", [title.to_uppercase().as_str()]);
+                (page.item, page.paragraph) = (false, false);
+                let is_command = title.starts_with("Example") && !rest.is_empty();
+                page.line(&match is_command {
+                    true => format!("  {rest}"),
+                    false => rest.to_owned(),
+                });
+            }
+            None if line.trim().is_empty() => page.paragraph(),
+            None => page.line(line),
+        }
+        begins = line.trim().is_empty();
+    }
+    page.literal(false);
+    page.roff
+}
+
+/// The words before a colon, if they can be a heading, and what follows.
+fn heading(line: &str) -> Option<(&str, &str)> {
+    let (title, rest) = line.split_once(':')?;
+    let short = title.split(' ').count() <= 2 && !line.starts_with(' ');
+    short.then_some((title, rest.trim()))
+}
+
+/// Sections of a page, as they grow.
+#[derive(Default)]
+struct Sections {
+    roff: Roff,
+    /// Lines are shown as they are.
+    literal: bool,
+    /// An item of a list has begun.
+    item: bool,
+    /// A paragraph is to begin, if something follows.
+    paragraph: bool,
+}
+
+impl Sections {
+    fn literal(&mut self, wanted: bool) {
+        if self.literal != wanted {
+            self.roff.control(if wanted { "EX" } else { "EE" }, []);
+            self.literal = wanted;
+        }
+    }
+
+    fn paragraph(&mut self) {
+        self.literal(false);
+        self.item = false;
+        self.paragraph = true;
+    }
+
+    fn line(&mut self, line: &str) {
         let indented = line.starts_with(' ');
         let words = line.trim();
-        let begins = words.strip_prefix("- ").filter(|_| indented);
-        let goes_on = item && line.starts_with("    ");
-        let shows = indented && begins.is_none() && !goes_on;
-        if shows != literal {
-            roff.control(if shows { "EX" } else { "EE" }, []);
-            literal = shows;
+        if words.is_empty() {
+            return;
         }
-        item = begins.is_some() || goes_on;
-        match (begins, words) {
-            (_, "") => roff.control("PP", []),
-            (Some(words), _) => {
-                roff.control("IP", ["\\(bu", "2"]);
-                roff.text([roman(words)])
-            }
-            (None, _) if shows => roff.text([roman(line.strip_prefix("  ").unwrap_or(line))]),
-            (None, _) if !indented && words.ends_with(':') => {
-                let heading = words.trim_end_matches(':').to_uppercase();
-                roff.control("SH", [heading.as_str()])
-            }
-            (None, _) => roff.text([roman(words)]),
-        };
+        if std::mem::take(&mut self.paragraph) {
+            self.roff.control("PP", []);
+        }
+        if let Some(words) = words.strip_prefix("- ").filter(|_| indented) {
+            self.literal(false);
+            self.item = true;
+            self.roff.control("IP", ["\\(bu", "2"]);
+            self.roff.text([roman(words)]);
+        } else if indented && !self.item {
+            self.literal(true);
+            let shown = line.strip_prefix("  ").unwrap_or(line);
+            self.roff.text([roman(shown)]);
+        } else {
+            self.literal(false);
+            self.roff.text([roman(words)]);
+        }
     }
-    if literal {
-        roff.control("EE", []);
-    }
-    roff
 }
 
 fn see_also(name: &str) -> Roff {

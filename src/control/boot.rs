@@ -7,7 +7,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use super::registry::{self, Entry};
+use super::registry::{self, Client, Entry};
 use super::{detach, require_root, sysfs};
 use crate::cli::{self, Target};
 use crate::config::Config;
@@ -49,8 +49,9 @@ fn start_unit(name: &str) -> Result<()> {
     output(Command::new("systemctl").args(["start", "--no-block", "--", &unit])).map(drop)
 }
 
-/// Detaches a volume whose unit is stopped. One that is not attached any more is
-/// no failure: its end is why the unit is stopped. What a dead daemon has left is
+/// Detaches a volume whose unit stops, or has stopped: only if it is the unit's own
+/// daemon (`MAINPID`, from systemd) that has it. One that is not attached any more
+/// is no failure: its end is why the unit stops. What a dead daemon has left is
 /// cleared away, and said.
 pub fn stop(name: &str) -> Result<()> {
     require_root("stopping a volume")?;
@@ -60,7 +61,15 @@ pub fn stop(name: &str) -> Result<()> {
     let Some(entry) = attached else {
         return Ok(());
     };
-    if the_machine_stops() {
+    let units = std::env::var("MAINPID").ok();
+    let units = units.is_some_and(|pid| pid == entry.pid.to_string());
+    let alive = entry
+        .nbd_device()
+        .is_some_and(|device| Client::connect(device).is_ok());
+    if alive && !units {
+        return Ok(());
+    }
+    if alive && the_machine_stops() {
         unmount(&entry);
     }
     detach::run(&cli::Detach {

@@ -136,11 +136,16 @@ fn attach_and_serve(
     let mut volume = config.volume(&args.name)?;
     volume.read_only |= args.read_only;
     sysfs::ensure_driver()?;
-    let wanted = wanted_device(&volume, args);
-    wanted.map_or(Ok(()), check_free)?;
+    let wanted = match wanted_device(&volume, args) {
+        Some(device) => Wanted::This(device),
+        None => Wanted::AnyBut(config.devices().collect()),
+    };
+    if let Wanted::This(device) = wanted {
+        check_free(device)?;
+    }
     let guardian = Guardian::start()?;
     let runtime = runtime()?;
-    let result = runtime.block_on(attach(&volume, wanted, guardian, reporter, reported));
+    let result = runtime.block_on(attach(&volume, &wanted, guardian, reporter, reported));
     // Whatever still runs (a fetch nobody waits for) must not delay the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -156,9 +161,18 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Error::failed(format!("cannot start: {error}")))
 }
 
+/// Which device a volume is to be attached to.
+#[derive(Debug)]
+enum Wanted {
+    /// The one that was chosen for it.
+    This(NbdDevice),
+    /// A free one, and none that was chosen for a volume, if there are others.
+    AnyBut(Vec<NbdDevice>),
+}
+
 async fn attach(
     volume: &Volume,
-    wanted: Option<NbdDevice>,
+    wanted: &Wanted,
     mut guardian: Guardian,
     reporter: &Reporter,
     reported: &mut bool,
@@ -240,7 +254,7 @@ async fn connect(
     volume: &Volume,
     lease: &Lease,
     device: Device,
-    wanted: Option<NbdDevice>,
+    wanted: &Wanted,
     guardian: &mut Guardian,
 ) -> Result<Attachment> {
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
@@ -295,13 +309,16 @@ fn connect_any(
     device: &Device,
     backend: &str,
     kernels: StdUnixStream,
-    wanted: Option<NbdDevice>,
+    wanted: &Wanted,
     guardian: &mut Guardian,
 ) -> Result<NbdDevice> {
-    let candidates = match wanted {
-        Some(device) => vec![device],
-        None => sysfs::free_devices(),
+    let mut candidates = match wanted {
+        Wanted::This(device) => vec![*device],
+        Wanted::AnyBut(_) => sysfs::free_devices(),
     };
+    if let Wanted::AnyBut(chosen) = wanted {
+        candidates.retain(|device| !chosen.contains(device));
+    }
     let mut connect = Connect {
         index: None,
         size: device.size(),
@@ -315,7 +332,8 @@ fn connect_any(
         match nbd.connect(&connect, kernels.as_fd()) {
             Ok(_) => return Ok(candidate),
             // Somebody else was faster: the next one, if any will do.
-            Err(NetlinkError::Refused(nix::errno::Errno::EBUSY)) if wanted.is_none() => {}
+            Err(NetlinkError::Refused(nix::errno::Errno::EBUSY))
+                if matches!(wanted, Wanted::AnyBut(_)) => {}
             Err(error) => return Err(refused(candidate, &error)),
         }
     }

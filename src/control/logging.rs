@@ -59,7 +59,7 @@ pub fn start(global: &Global, process: Process) -> Result<()> {
             }
         }
     } else {
-        set(filter, std::io::stderr, true);
+        set(filter, std::io::stderr, !stderr_is_the_journal());
     }
     // A daemon has nowhere else to say why it died.
     let default = std::panic::take_hook();
@@ -68,6 +68,15 @@ pub fn start(global: &Global, process: Process) -> Result<()> {
         default(panic);
     }));
     Ok(())
+}
+
+/// Whether stderr goes to systemd's journal, which notes the time by itself.
+fn stderr_is_the_journal() -> bool {
+    let Ok(found) = nix::sys::stat::fstat(std::io::stderr()) else {
+        return false;
+    };
+    let stream = format!("{}:{}", found.st_dev, found.st_ino);
+    std::env::var("JOURNAL_STREAM").is_ok_and(|journal| journal == stream)
 }
 
 fn set<W>(filter: EnvFilter, writer: W, timed: bool)
