@@ -13,8 +13,8 @@
 //!
 //! [`stack`] puts them together. [`control`] is what the commands do: it knows
 //! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
-//! environment into checked settings, [`cli`] has the command line's types, and
-//! [`error`] is what a user sees. Imports point down only; a test checks it.
+//! environment into checked settings, [`cli`] has the command line's types,
+//! [`compat`] those of the original's programs, and [`error`] is what a user sees. Imports point down only; a test checks it.
 //!
 //! # A write, from the kernel to Swift
 //! The kernel's nbd driver sends WRITE over one end of a socketpair.
@@ -25,6 +25,7 @@
 //! answered when everything that was answered before it has its 201.
 
 pub mod cli;
+pub mod compat;
 pub mod config;
 pub mod control;
 pub mod device;

@@ -10,6 +10,7 @@
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
 //! - [`lease`]: the right to use a volume; [`session`]: an attached device's life.
+//! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD on a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
 //!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
@@ -24,6 +25,7 @@ pub mod guardian;
 pub mod lease;
 pub mod logging;
 pub mod netlink;
+pub mod original;
 pub mod registry;
 pub mod serve;
 pub mod session;
