@@ -89,9 +89,67 @@ fn replace(file: &mut File) -> io::Result<()> {
     writeln!(file, "{}", std::process::id())
 }
 
-/// Whether this process lives and is a server, ours or the original's.
+/// Whether this process lives and is a server of the original's: one of ours would
+/// hold the lock.
 fn is_server(pid: u32) -> bool {
     let words = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let name = SERVER.as_bytes();
-    pid != std::process::id() && words.windows(name.len()).any(|word| word == name)
+    let is_ours = fs::read_link(format!("/proc/{pid}/exe")).ok() == std::env::current_exe().ok();
+    !is_ours && words.windows(name.len()).any(|word| word == name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn one_server_has_it_and_what_is_left_behind_is_taken() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("pid");
+        let ours = std::process::id().to_string();
+        let first = PidFile::take(&path).unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap().trim(), ours);
+        let error = PidFile::take(&path).unwrap_err();
+        assert_eq!(error.exit, Exit::InUse);
+        drop(first);
+        assert!(!path.exists());
+        // Of a dead process, of one that is no server, of nobody.
+        for text in ["4194305", "1", "", "rubbish", "-1"] {
+            fs::write(&path, text).unwrap();
+            drop(PidFile::take(&path).unwrap());
+        }
+        // The original's, which lives.
+        let mut server = Command::new("sleep");
+        let mut server = server
+            .arg0("/usr/bin/swiftnbd-server")
+            .arg("60")
+            .spawn()
+            .unwrap();
+        fs::write(&path, server.id().to_string()).unwrap();
+        let seen = PidFile::take(&path);
+        server.kill().unwrap();
+        server.wait().unwrap();
+        assert!(seen.unwrap_err().message.contains(&server.id().to_string()));
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn what_others_have_put_there_is_left_alone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (path, victim) = (
+            directory.path().join("pid"),
+            directory.path().join("victim"),
+        );
+        fs::write(&victim, "precious").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        PidFile::take(&path).unwrap_err();
+        fs::remove_file(&path).unwrap();
+        fs::hard_link(&victim, &path).unwrap();
+        PidFile::take(&path).unwrap_err();
+        PidFile::take(directory.path()).unwrap_err();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "precious");
+    }
 }
