@@ -14,9 +14,9 @@
 //! [`stack`] puts them together. [`control`] is what the commands do: it knows
 //! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
 //! environment into checked settings (who we are to Swift in the words of
-//! [`credentials`]), [`cli`] has the command line's types, [`manual`] makes the
-//! manual of them, and [`error`] is what a user sees. Imports point down only; a
-//! test checks it.
+//! [`credentials`]), [`cli`] has the command line's types, [`compat`] those of the
+//! original's programs, [`manual`] makes the manual of them, and [`error`] is what
+//! a user sees. Imports point down only; a test checks it.
 //!
 //! # A write, from the kernel to Swift
 //! The kernel's nbd driver sends WRITE over one end of a socketpair.
@@ -27,6 +27,7 @@
 //! answered when everything that was answered before it has its 201.
 
 pub mod cli;
+pub mod compat;
 pub mod config;
 pub mod control;
 pub mod credentials;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: &[(&str, &[&str])] = &[
     ("src/error.rs", &[]),
     ("src/cli.rs", &["config", "control::attach::DAEMON_VERB"]),
+    ("src/compat.rs", &["cli", "config", "error"]),
     ("src/manual.rs", &["cli", "error"]),
     ("src/credentials.rs", &[]),
     ("src/config", &["credentials", "error"]),

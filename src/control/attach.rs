@@ -6,7 +6,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +41,7 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
     if let Some(device) = wanted_device(&volume, args) {
         check_free(device)?;
     }
-    let mut daemon = Command::new("/proc/self/exe")
+    let daemon = Command::new("/proc/self/exe")
         .arg0("swiftnbd")
         .args(arguments(global, args))
         .stdin(Stdio::null())
@@ -49,8 +49,22 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| Error::failed(format!("cannot start the daemon: {error}")))?;
+    let device = await_ready(daemon, |how| {
+        Error::failed(format!(
+            "volume {}: the daemon died before the device was ready ({how})",
+            args.name
+        ))
+        .hint("its log may say more: syslog, or the file of --log-file")
+    })?;
+    println!("{device}");
+    Ok(())
+}
+
+/// Passes on what a process says on its stdout, until it is ready: what it says
+/// then. `died` is the error if it ends without a word.
+pub fn await_ready(mut daemon: Child, died: impl Fn(String) -> Error) -> Result<String> {
     let Some(reports) = daemon.stdout.take() else {
-        return Err(Error::failed("cannot start the daemon: it has no pipe"));
+        return Err(Error::failed("a process was started without a pipe"));
     };
     let mut reports = BufReader::new(reports);
     loop {
@@ -59,21 +73,13 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
         let report = read.ok().and_then(|_| serde_json::from_str(&line).ok());
         match report {
             Some(Report::Notice(notice)) => eprintln!("swiftnbd: {notice}"),
-            Some(Report::Ready(device)) => {
-                println!("{device}");
-                return Ok(());
-            }
+            Some(Report::Ready(what)) => return Ok(what),
             Some(Report::Failed(error)) => return Err(error),
             None => {
-                let how = match daemon.wait() {
+                return Err(died(match daemon.wait() {
                     Ok(status) => status.to_string(),
                     Err(error) => error.to_string(),
-                };
-                return Err(Error::failed(format!(
-                    "volume {}: the daemon died before the device was ready ({how})",
-                    args.name
-                ))
-                .hint("its log may say more: syslog, or the file of --log-file"));
+                }));
             }
         }
     }

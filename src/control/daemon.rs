@@ -112,7 +112,7 @@ pub fn run_in_foreground(config: &Config, args: &Attach) -> Result<()> {
 
 /// Becomes a session of its own and closes every descriptor of the caller's but
 /// stdin, stdout and stderr, which `attach` has set.
-fn leave_the_caller() {
+pub(super) fn leave_the_caller() {
     let _ = nix::unistd::setsid();
     let numbers: Vec<i32> = std::fs::read_dir("/proc/self/fd")
         .into_iter()
@@ -212,7 +212,9 @@ async fn attach(
     }
     service::ready(&format!("volume {} is attached to {number}", volume.name));
     *reported = true;
-    close_stdout(reporter);
+    if matches!(reporter, Reporter::Pipe) {
+        close_stdout();
+    }
     let result = session.run(attachment, &lease).await;
     service::ending();
     guardian.dismiss();
@@ -227,10 +229,8 @@ async fn give_back(lease: &Lease) {
 }
 
 /// The caller's pipe is not kept open: `$(swiftnbd attach …)` must return.
-fn close_stdout(reporter: &Reporter) {
-    if matches!(reporter, Reporter::Pipe)
-        && let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null")
-    {
+pub(super) fn close_stdout() {
+    if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null);
     }
 }

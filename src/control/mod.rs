@@ -11,6 +11,7 @@
 //!   [`registry`].
 //! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew;
 //!   [`session`]: an attached device's life.
+//! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
 //!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
@@ -27,6 +28,7 @@ pub mod guardian;
 pub mod lease;
 pub mod logging;
 pub mod netlink;
+pub mod original;
 pub mod registry;
 pub mod reload;
 pub mod serve;

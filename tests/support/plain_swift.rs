@@ -247,9 +247,28 @@ pub fn receive(stream: &mut TcpStream, method: &str) -> std::io::Result<Reply> {
         }
         None => {
             stream.read_to_end(&mut reply.body)?;
+            if reply.header("transfer-encoding") == Some("chunked") {
+                reply.body = without_chunks(&reply.body);
+            }
         }
     }
     Ok(reply)
+}
+
+/// A body without the lengths between its parts.
+fn without_chunks(mut raw: &[u8]) -> Vec<u8> {
+    let mut body = Vec::new();
+    loop {
+        let end = raw.windows(2).position(|two| two == b"\r\n").unwrap();
+        let digits = std::str::from_utf8(&raw[..end]).unwrap();
+        let length = usize::from_str_radix(digits.trim(), 16).unwrap();
+        if length == 0 {
+            return body;
+        }
+        raw = &raw[end + 2..];
+        body.extend_from_slice(&raw[..length]);
+        raw = &raw[length + 2..];
+    }
 }
 
 /// The first line of a message and its headers. Read byte by byte, so that

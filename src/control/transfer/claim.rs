@@ -9,7 +9,7 @@
 //! effect any more; the container's lock is gone; the record is gone.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -158,8 +158,9 @@ impl Place {
             }
         }
         let lately = unlocked_lately(there.unlocked);
-        let quiet_at =
-            (resumed.is_some() || lately).then(|| Instant::now() + self.impatient().linger());
+        // A download that was killed has left nothing on its way.
+        let earlier = lately || (resumed.is_some() && verb == Verb::Upload);
+        let quiet_at = earlier.then(|| Instant::now() + self.impatient().linger());
         Ok(Claim {
             holder,
             layout: there.layout,
@@ -248,10 +249,15 @@ impl Claim {
     async fn wait_until(&self, at: Instant, signals: &mut Signals) -> Result<()> {
         let left = at.saturating_duration_since(Instant::now()).as_secs();
         if left > 0 {
-            tracing::warn!(
-                volume = self.place.volume.name,
-                "waiting {left} s for requests of its last holder that may still be on their way"
+            let notice = format!(
+                "volume {}: waiting {left} s for requests of its last holder that may still be on \
+                 their way",
+                self.place.volume.name
             );
+            tracing::info!("{notice}");
+            if std::io::stderr().is_terminal() {
+                eprintln!("swiftnbd: {notice}");
+            }
         }
         tokio::select! {
             () = sleep_until(at) => Ok(()),
