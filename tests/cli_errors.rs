@@ -301,7 +301,7 @@ fn usage() {
         (&["delete", VOLUME], "nobody to ask"),
         (&["unlock", "a", "b"], "'b'"),
         (&["list", "-s", "--json"], "--json"),
-        (&["serve", VOLUME], "--unix"),
+        (&["serve", VOLUME, "--bind", "0.0.0.0"], "TLS"),
         (&["list", "--store", "nfs:/x"], "nfs:"),
         (&["list", "--store", "dir:here"], "absolute"),
         (&["list", "--secrets", "/x"], "--secrets"),

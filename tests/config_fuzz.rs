@@ -21,6 +21,9 @@ const TOML: &str = r#"
 auth_url = "https://swift.example/auth/v1.0"
 username = "account:user"
 password = "s3cr3t-Zx9-s3cr3t"
+region = "one"
+interface = "internal"
+auth_version = 1
 
 [volumes.mynbd0]
 container = "box"
@@ -35,6 +38,19 @@ flush = "swift"
 [volumes.other]
 store = "dir:/var/lib/swiftnbd"
 password = 's3cr3t-Zx9-s3cr3t'
+
+[volumes.credential]
+auth_url = "https://keystone.example/v3"
+auth_version = 3
+application_credential_id = "7"
+application_credential_secret = "s3cr3t-Zx9-s3cr3t"
+
+[volumes.ready]
+token = "s3cr3t-Zx9-s3cr3t"
+storage_url = "https://swift.example/v1/AUTH_account"
+
+[volumes.cloudy]
+cloud = "one"
 
 [volumes]
 inline = { username = "a:b", password = """s3cr3t-Zx9-s3cr3t""" }
@@ -57,6 +73,26 @@ Username: account:other
 comment = nothing
 ";
 
+const CLOUDS: &str = r#"
+# OpenStack's
+clouds:
+  one:
+    auth: &auth
+      auth_url: https://keystone.example/v3
+      username: user
+      password: s3cr3t-Zx9-s3cr3t
+      project_name: "project"
+    region_name: one
+    verify: true
+    cacert:
+  two:
+    auth:
+      <<: *auth
+      password: 's3cr3t-Zx9-s3cr3t'
+    profile: vendor
+  three: {auth: {token: s3cr3t-Zx9-s3cr3t}, auth_type: v3token}
+"#;
+
 /// Everything that could be printed of this file.
 fn all_output(sources: &Sources) -> String {
     let config = match Config::load(sources) {
@@ -64,7 +100,17 @@ fn all_output(sources: &Sources) -> String {
         Err(error) => return format!("{error}\n{error:?}"),
     };
     let mut output = format!("{config:?}\n{:?}\n{:?}\n", config.notes(), config.volumes());
-    for name in ["mynbd0", "other", "inline", "box", "mynbd"] {
+    let names = [
+        "mynbd0",
+        "other",
+        "inline",
+        "box",
+        "mynbd",
+        "credential",
+        "ready",
+        "cloudy",
+    ];
+    for name in names {
         match config.volume(name) {
             Ok(volume) => output += &format!("{volume:?}\n"),
             Err(error) => output += &format!("{error}\n{error:?}\n"),
@@ -143,9 +189,11 @@ fn with_file(dir: &Dir, ini: bool, content: &[u8]) -> Sources {
 #[test]
 fn the_files_are_valid_before_they_are_damaged() {
     let dir = Dir::new();
-    let toml = with_file(&dir, false, TOML.as_bytes());
+    let mut toml = with_file(&dir, false, TOML.as_bytes());
+    dir.file("clouds.yaml", CLOUDS.as_bytes());
+    toml.clouds.directories = vec![dir.path().to_owned()];
     let config = Config::load(&toml).expect("valid TOML");
-    assert_eq!(config.volumes().expect("complete").len(), 3);
+    assert_eq!(config.volumes().expect("complete").len(), 6);
     // But for the one line that the original would misread.
     let ini = INI.replace("  password", "password");
     let config = Config::load(&with_file(&dir, true, ini.as_bytes())).expect("valid INI");
@@ -196,6 +244,30 @@ proptest! {
     }
 
     #[test]
+    fn a_damaged_cloud_never_shows_its_password(
+        mutations in prop::collection::vec(mutation(), 0..4),
+        secure: bool,
+    ) {
+        let dir = shared_dir();
+        let mut content = CLOUDS.as_bytes().to_vec();
+        for (at, mutation) in mutations {
+            mutate(&mut content, at, mutation);
+        }
+        let text = "[volumes.mynbd0]\ncloud = \"one\"\n[volumes.other]\ncloud = \"two\"\n\
+            [volumes.inline]\ncloud = \"three\"\n[volumes.cloudy]\ncloud = \"four\"\n";
+        let mut sources = with_file(&dir, false, text.as_bytes());
+        let (clouds, other) = if secure { ("secure.yaml", "clouds.yaml") } else { ("clouds.yaml", "secure.yaml") };
+        dir.file(clouds, &content);
+        dir.file(other, b"clouds: {one: {}, two: {auth: {}}}\n");
+        sources.clouds.directories = vec![dir.path().to_owned()];
+        let output = all_output(&sources);
+        prop_assert!(
+            !output.contains(MARKER),
+            "{}\n{output}", String::from_utf8_lossy(&content)
+        );
+    }
+
+    #[test]
     fn any_bytes_are_read_without_panic(
         ini: bool,
         bytes in prop::collection::vec(any::<u8>(), 0..400),
@@ -204,5 +276,11 @@ proptest! {
         let dir = shared_dir();
         all_output(&with_file(&dir, ini, &bytes));
         all_output(&with_file(&dir, ini, text.as_bytes()));
+        let mut sources = with_file(&dir, false, b"[swift]\ncloud = \"one\"\n");
+        sources.clouds.directories = vec![dir.path().to_owned()];
+        for content in [&bytes[..], text.as_bytes()] {
+            dir.file("clouds.yaml", content);
+            all_output(&sources);
+        }
     }
 }
