@@ -10,7 +10,7 @@
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
 //! - [`lease`]: the right to use a volume; [`session`]: an attached device's life.
-//! - [`serve`] serves volumes over NBD on a socket file.
+//! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
 
 pub mod attach;
