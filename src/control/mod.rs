@@ -12,7 +12,7 @@
 //! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew;
 //!   [`session`]: an attached device's life.
 //! - [`original`]: the original's programs, by all of these.
-//! - [`serve`] serves volumes over NBD.
+//! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
 //!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
 //! - [`boot`] and [`service`]: what the units need.

@@ -255,20 +255,20 @@ impl Sandbox {
 
     /// Begins to serve the volume.
     pub fn start_serving(&self) -> Server<'_> {
+        self.start_serving_these(&[VOLUME])
+    }
+
+    /// Begins to serve these volumes; none means all, leased on demand.
+    pub fn start_serving_these(&self, names: &[&str]) -> Server<'_> {
         let socket = self.files.path().join("nbd.sock");
         let log = self.files.path().join("serve.log");
         let config = self.config();
-        let mut command = command(&[
-            "serve",
-            VOLUME,
-            "--unix",
-            socket.to_str().unwrap(),
-            "--config",
-            config.to_str().unwrap(),
-            "-vv",
-            "--log-file",
-            log.to_str().unwrap(),
-        ]);
+        let mut args = vec!["serve"];
+        args.extend(names);
+        args.extend(["--unix", socket.to_str().unwrap()]);
+        args.extend(["--config", config.to_str().unwrap()]);
+        args.extend(["-vv", "--log-file", log.to_str().unwrap()]);
+        let mut command = command(&args);
         let stderr = self.files.path().join("serve.stderr");
         let out = std::fs::File::create(&stderr).unwrap();
         let child = command

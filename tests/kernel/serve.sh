@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# The kernel as a client of `serve`: nbd-client over TCP, one volume with a file
+# system and its files, the same from another connection and after the server was
+# started anew.
+# needs: swift mem=1024M
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+size=48M megabytes=8
+if [[ $full ]]; then size=512M megabytes=100; fi
+volumes swift vol other
+swiftnbd setup vol --size "$size" --object-size 256K
+swiftnbd setup other --size "$size" --object-size 256K
+
+# serve ARGUMENT...: in the background; $server is its process.
+serve() {
+    "$TEST_SWIFTNBD" "${options[@]}" serve "$@" </dev/null >"$work/address" &
+    server=$!
+    wait_for 60 grep -q . "$work/address"
+    cat "$work/address"
+}
+
+stop() {
+    kill -TERM "$server"
+    wait "$server"
+    equal 'lock of vol' "$(lock_of vol)" unlocked
+}
+
+modprobe nbd
+D=$(free_device)
+serve
+unlocked vol
+nbd-client -l 127.0.0.1 | tee "$work/list"
+grep -q "^vol: " "$work/list"
+grep -q "^other: " "$work/list"
+
+nbd-client 127.0.0.1 -N vol "$D"
+wait_for 30 connected "$D"
+equal size "$(blockdev --getsize64 "$D")" $((${size%M} << 20))
+contains "$(lock_of vol)" 'locked by'
+unlocked other
+
+# Files of this system, so many MB of them.
+mkfs.ext4 -q "$D"
+mkdir "$work/mnt"
+mount "$D" "$work/mnt"
+(find /usr/share /usr/include -xdev -type f -size -1M -printf '%s %p\n' || true) 2>/dev/null |
+    awk -v most=$((megabytes << 20)) '{sum += $1; if (sum > most) exit; print substr($0, length($1) + 2)}' \
+        >"$work/files"
+tar -C / -c --no-recursion -T "$work/files" 2>/dev/null >"$work/tree.tar"
+tar -C "$work/mnt" -x -f "$work/tree.tar"
+sync
+fstrim "$work/mnt"
+umount "$work/mnt"
+no_io_errors "$D"
+before=$(sum "$D")
+nbd-client -d "$D"
+# Nobody uses it any more: another machine may have it.
+wait_for 60 unlocked vol
+(($(object_count vol) > 0))
+
+# Another connection, which leases it again; then another server.
+nbd-client 127.0.0.1 -N vol "$D"
+wait_for 30 connected "$D"
+equal content "$(sum "$D")" "$before"
+nbd-client -d "$D"
+stop
+serve vol --read-only
+nbd-client 127.0.0.1 "$D"
+wait_for 30 connected "$D"
+equal 'read-only' "$(blockdev --getro "$D")" 1
+equal content "$(sum "$D")" "$before"
+expect 0 fsck.ext4 -fn "$D"
+mount -o ro "$D" "$work/mnt"
+tar -C "$work/mnt" --compare -f "$work/tree.tar"
+umount "$work/mnt"
+no_io_errors "$D"
+nbd-client -d "$D"
+stop
