@@ -100,6 +100,20 @@ fn the_other_verbs() {
     assert!(matches!(parse("swiftnbd lock v").command, Command::Lock(of) if of.name == "v"));
     assert!(matches!(parse("swiftnbd unlock v").command, Command::Unlock(of) if of.name == "v"));
     assert!(matches!(
+        parse("swiftnbd download v image -q --limit 20M").command,
+        Command::Download(of) if of.name == "v" && of.image == Path::new("image")
+            && of.quiet && of.limit == Some(20 << 20)
+    ));
+    assert!(matches!(
+        parse("swiftnbd upload image v --object-size 1M --quiet").command,
+        Command::Upload(of) if of.name == "v" && of.image == Path::new("image")
+            && of.quiet && of.limit.is_none() && of.object_size == Some(1 << 20)
+    ));
+    assert!(matches!(
+        parse("swiftnbd delete v --yes").command,
+        Command::Delete(of) if of.name == "v" && of.yes
+    ));
+    assert!(matches!(
         parse("swiftnbd serve").command,
         Command::Serve(serve) if serve.names.is_empty() && serve.unix.is_none()
     ));

@@ -22,7 +22,7 @@ use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Result};
 use crate::image::objects::layout;
-use crate::image::objects::meta::{self, Holder, MetaError};
+use crate::image::objects::meta::{self, Holder, MetaError, doom};
 use crate::store::{ErrorKind, ObjectStore};
 
 /// Names in one listing, below every Swift's limit.
@@ -55,7 +55,7 @@ pub fn run(config: &Config, args: &cli::Delete) -> Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let deleter = Holder::deleter(since_epoch());
-        meta::doom(&*store, &deleter)
+        doom::begin(&*store, &deleter)
             .await
             .map_err(|error| explain::meta(&volume, &error))?;
         delete(&store, &volume, &mut signals).await
@@ -100,7 +100,7 @@ async fn delete(
         let strangers = delete_objects(store, volume, &progress, signals).await?;
         if let Some(strangers) = strangers {
             progress.end();
-            meta::erase(&**store).await.map_err(failed)?;
+            doom::erase(&**store).await.map_err(failed)?;
             tracing::warn!(
                 "volume {} is deleted; its container {} stays: it holds {strangers}",
                 volume.name,

@@ -87,8 +87,8 @@ fn control(config: &Config, command: &CtlCommand) -> Result<()> {
 fn start_in_background(args: &Server) -> Result<()> {
     let server = Command::new("/proc/self/exe")
         .arg0(SERVER)
-        .args(std::env::args_os().skip(1))
         .arg(format!("--{AS_DAEMON}"))
+        .args(std::env::args_os().skip(1))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -136,10 +136,6 @@ fn send(report: &Report) {
 
 fn serve(invocation: &Invocation, args: &Server, on_ready: &mut dyn FnMut(&str)) -> Result<()> {
     let config = load(invocation)?;
-    let mut volumes = chosen(&config, args)?;
-    for volume in &mut volumes {
-        volume.cache = args.cache_limit << 20;
-    }
     let options = serve::Options {
         listen: serve::Listen::Tcp(address(args)?),
         tls: None,
@@ -147,6 +143,10 @@ fn serve(invocation: &Invocation, args: &Server, on_ready: &mut dyn FnMut(&str))
         insecure_plaintext: true,
     };
     let _pid_file = PidFile::take(&args.pid_file())?;
+    let mut volumes = chosen(&config, args)?;
+    for volume in &mut volumes {
+        volume.cache = args.cache_limit << 20;
+    }
     if args.as_daemon {
         // The caller's directory was needed for relative paths only.
         std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;

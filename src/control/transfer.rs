@@ -59,8 +59,8 @@ impl Pace {
 }
 
 /// Works on all items, `width` at a time, in the order in which they come. At the
-/// first failure or signal nothing new is begun, and what was begun is finished. A
-/// second signal ends it at once.
+/// first failure or signal nothing new is begun, and what was begun is finished; a
+/// second signal drops that, too.
 pub async fn in_parallel<I, F>(
     mut items: impl Iterator<Item = Result<I>>,
     width: usize,
@@ -118,5 +118,67 @@ pub async fn blocking<T: Send + 'static>(
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(error) => Err(Error::failed(format!("a part of the work broke: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rate_is_kept_on_the_average() {
+        let pace = Arc::new(Pace::new(Some(100)));
+        let mut signals = Signals::listen().unwrap();
+        let begun = Instant::now();
+        let work = |_: u64| {
+            let pace = Arc::clone(&pace);
+            async move {
+                pace.spent(50);
+                Ok(())
+            }
+        };
+        in_parallel((0..11).map(Ok), 3, &pace, &mut signals, work)
+            .await
+            .unwrap();
+        let took = begun.elapsed();
+        // The last ones are begun when those before them are paid for.
+        assert!(
+            took >= Duration::from_secs(4) && took <= Duration::from_secs(6),
+            "{took:?}"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_begins_nothing_new_and_finishes_what_was_begun() {
+        let (begun, finished) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
+        let mut signals = Signals::listen().unwrap();
+        let work = |number: u64| {
+            let (begun, finished) = (Arc::clone(&begun), Arc::clone(&finished));
+            async move {
+                begun.fetch_add(1, Ordering::SeqCst);
+                tokio::time::sleep(Duration::from_secs(number)).await;
+                finished.fetch_add(1, Ordering::SeqCst);
+                match number {
+                    2 | 4 => Err(Error::failed(format!("number {number}"))),
+                    _ => Ok(()),
+                }
+            }
+        };
+        let pace = Pace::new(None);
+        let error = in_parallel((1..100).map(Ok), 3, &pace, &mut signals, work).await;
+        assert_eq!(error.unwrap_err().message, "number 2");
+        let count = begun.load(Ordering::SeqCst);
+        assert_eq!((count, finished.load(Ordering::SeqCst)), (4, 4));
+    }
+
+    #[test]
+    fn memory_is_bounded_whatever_the_object_size() {
+        assert_eq!(width(65536), 16);
+        assert_eq!(width(8 << 20), 8);
+        assert_eq!(width(256 << 20), 1);
+        assert_eq!(width(1), 16);
     }
 }

@@ -140,22 +140,12 @@ impl Place {
         if let (None, Some(ours)) = (resumed, &holder)
             && let Err(error) = meta::lock(store, ours).await
         {
-            let _ = fs::remove_file(&self.record);
-            match error {
-                MetaError::Store(error)
-                    if self.volume.read_only
-                        && verb == Verb::Download
-                        && error.kind == ErrorKind::Denied =>
-                {
-                    tracing::warn!(
-                        volume = self.volume.name,
-                        "this account may not lock the volume; if somebody writes to it \
-                         meanwhile, the image may be a mixture"
-                    );
-                    holder = None;
-                }
-                error => return Err(explain::meta(&self.volume, &error)),
+            // After any other failure the lock may be there, and is ours to take up.
+            if matches!(error, MetaError::Locked(_)) {
+                let _ = fs::remove_file(&self.record);
             }
+            holder = None;
+            self.check_may_go_unlocked(verb, &error)?;
         }
         let lately = unlocked_lately(there.unlocked);
         // A download that was killed has left nothing on its way.
@@ -172,6 +162,27 @@ impl Place {
         })
     }
 
+    /// An account that may not write reads a volume all the same, if it is configured
+    /// so.
+    fn check_may_go_unlocked(&self, verb: Verb, error: &MetaError) -> Result<()> {
+        let volume = &self.volume;
+        match error {
+            MetaError::Store(refused)
+                if verb == Verb::Download
+                    && volume.read_only
+                    && refused.kind == ErrorKind::Denied =>
+            {
+                tracing::warn!(
+                    volume = volume.name,
+                    "this account may not lock the volume; if somebody writes to it meanwhile, \
+                     the image may be a mixture"
+                );
+                Ok(())
+            }
+            error => Err(explain::meta(volume, error)),
+        }
+    }
+
     /// The record of a transfer that was killed and holds the volume, if it was the
     /// same command.
     fn left_behind(&self, client: &Holder, verb: Verb) -> Result<Record> {
@@ -180,8 +191,7 @@ impl Place {
             Some(record) if record.verb == verb => return Ok(record),
             Some(record) => {
                 let (name, other) = (&self.volume.name, record.verb.name());
-                let text = format!("volume {name}: an {other} of it was interrupted here");
-                let text = text.replace("an download", "a download");
+                let text = format!("volume {name}: its {other} was interrupted here");
                 return Err(Error::new(Exit::InUse, text).hint(format!(
                     "the same {other} again finishes it; `swiftnbd unlock {name}` gives it up"
                 )));

@@ -6,6 +6,8 @@
 //! same instant can both believe that they won. Reading back closes most of that
 //! window, several reads (a container's replicas may differ) most of the rest.
 
+pub mod doom;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -21,9 +23,6 @@ const UNLOCKED: &str = "swiftnbd-unlocked";
 /// Set from the first object that is deleted to the last: what is left is no
 /// volume any more.
 const DELETING: &str = "swiftnbd-deleting";
-
-/// Who a volume's holder is while it is deleted.
-const DELETER: &str = "ctl-delete";
 
 /// How often the metadata is read where a lock may be there: each read may reach
 /// another replica, and any holder that one of them shows counts.
@@ -89,15 +88,6 @@ impl Holder {
     pub fn tool(tool: &str, since_epoch: Duration) -> Holder {
         let (seconds, micros) = (since_epoch.as_secs(), since_epoch.subsec_micros());
         Holder(format!("{tool}@{seconds}.{micros:06}"))
-    }
-
-    /// Whoever deletes a volume, now.
-    pub fn deleter(since_epoch: Duration) -> Holder {
-        Holder::tool(DELETER, since_epoch)
-    }
-
-    fn is_deleter(&self) -> bool {
-        self.parts().0 == DELETER
     }
 
     /// Who it is, and since when in Unix seconds if it says so.
@@ -301,46 +291,6 @@ pub async fn release(
             Ok(store.set_metadata(&changes).await?)
         }
     }
-}
-
-/// Dooms the volume for `holder`, one of [`Holder::deleter`], who will delete it:
-/// nobody can use it any more. [`MetaError::Locked`] if somebody does.
-///
-/// Whoever locks a volume writes Client and then looks for this mark; here the mark
-/// is written first and then Client looked for. So one of the two sees the other.
-/// Two that delete the same volume do no harm.
-pub async fn doom(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaError> {
-    let metadata = store.metadata().await?;
-    Volume::parse_doomed(&metadata)?;
-    let user = async || Ok::<_, StoreError>(client(store).await?.filter(|it| !it.is_deleter()));
-    if let Some(user) = user().await? {
-        return Err(MetaError::Locked(user));
-    }
-    let set = |key: &str, value: &str| Metadata::from([(key.to_owned(), value.to_owned())]);
-    if !metadata.contains_key(DELETING) {
-        store.set_metadata(&set(DELETING, &holder.0)).await?;
-        if let Some(user) = user().await? {
-            store.set_metadata(&set(DELETING, "")).await?;
-            return Err(MetaError::Locked(user));
-        }
-    }
-    // The original's tools know nothing of the mark.
-    Ok(store.set_metadata(&set(CLIENT, &holder.0)).await?)
-}
-
-/// Takes all that makes the container a volume away from it.
-pub async fn erase(store: &dyn ObjectStore) -> Result<(), StoreError> {
-    let keys = [
-        VERSION,
-        OBJECTS,
-        OBJECT_SIZE,
-        CLIENT,
-        LAST,
-        UNLOCKED,
-        DELETING,
-    ];
-    let changes = keys.map(|key| (key.to_owned(), String::new()));
-    store.set_metadata(&Metadata::from(changes)).await
 }
 
 fn released(holder: &Holder) -> Metadata {

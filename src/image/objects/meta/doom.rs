@@ -1,0 +1,64 @@
+//! A volume that is deleted: nobody's to use from its first object to its last, and
+//! still known for what it was.
+
+use std::time::Duration;
+
+use super::{
+    CLIENT, DELETING, Holder, LAST, MetaError, OBJECT_SIZE, OBJECTS, UNLOCKED, VERSION, Volume,
+    client,
+};
+use crate::store::{Metadata, ObjectStore, StoreError};
+
+/// Who a volume's holder is meanwhile.
+const DELETER: &str = "ctl-delete";
+
+impl Holder {
+    /// Whoever deletes a volume, now.
+    pub fn deleter(since_epoch: Duration) -> Holder {
+        Holder::tool(DELETER, since_epoch)
+    }
+
+    fn is_deleter(&self) -> bool {
+        self.parts().0 == DELETER
+    }
+}
+
+/// Dooms the volume for `holder`, one of [`Holder::deleter`], who will delete it:
+/// nobody can use it any more. [`MetaError::Locked`] if somebody does.
+///
+/// Whoever locks a volume writes Client and then looks for this mark; here the mark
+/// is written first and then Client looked for. So one of the two sees the other.
+/// Two that delete the same volume do no harm.
+pub async fn begin(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaError> {
+    let metadata = store.metadata().await?;
+    Volume::parse_doomed(&metadata)?;
+    let user = async || Ok::<_, StoreError>(client(store).await?.filter(|it| !it.is_deleter()));
+    if let Some(user) = user().await? {
+        return Err(MetaError::Locked(user));
+    }
+    let set = |key: &str, value: &str| Metadata::from([(key.to_owned(), value.to_owned())]);
+    if !metadata.contains_key(DELETING) {
+        store.set_metadata(&set(DELETING, &holder.0)).await?;
+        if let Some(user) = user().await? {
+            store.set_metadata(&set(DELETING, "")).await?;
+            return Err(MetaError::Locked(user));
+        }
+    }
+    // The original's tools know nothing of the mark.
+    Ok(store.set_metadata(&set(CLIENT, &holder.0)).await?)
+}
+
+/// Takes all that makes the container a volume away from it.
+pub async fn erase(store: &dyn ObjectStore) -> Result<(), StoreError> {
+    let keys = [
+        VERSION,
+        OBJECTS,
+        OBJECT_SIZE,
+        CLIENT,
+        LAST,
+        UNLOCKED,
+        DELETING,
+    ];
+    let changes = keys.map(|key| (key.to_owned(), String::new()));
+    store.set_metadata(&Metadata::from(changes)).await
+}
