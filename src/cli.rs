@@ -287,7 +287,11 @@ Examples:
   swiftnbd download mynbd0 mynbd0.raw --quiet --limit 20MiB
 
 IMAGE appears when it is complete; until then the data is in IMAGE.swiftnbd-part.
-After an interruption, the same command goes on from there. Zeros become holes.")]
+After an interruption, the same command goes on from there. Zeros become holes.
+
+Common mistakes:
+  - To download what is attached: it is locked; detach it first.
+  - To copy the image with a tool that fills holes: `cp --sparse=always` keeps them.")]
 pub struct Download {
     /// The volume
     #[arg(value_parser = parse_name)]
@@ -310,7 +314,13 @@ Examples:
   swiftnbd upload /dev/sdb mynbd1 --object-size 1MiB --limit 20MiB
 
 Holes and zeros are not stored. A volume that is there becomes the image, zeros
-behind it. After an interruption, the same command sends what is missing.")]
+behind it. After an interruption, the same command sends what is missing.
+
+Common mistakes:
+  - To set the volume up first: `upload` makes it. One that is there takes longer,
+    because every object of it that must be zeros is deleted, stored or not.
+  - An image in qcow2 or another format: convert it with `qemu-img convert -O raw`.
+  - To upload a device that is mounted: it is refused, because it changes.")]
 pub struct Upload {
     /// A raw image: a file, or a block device that nothing uses
     pub image: PathBuf,
@@ -331,10 +341,15 @@ pub struct Upload {
 /// Arguments of `delete`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
-Example: swiftnbd delete mynbd0 --yes
+Example:
+  swiftnbd delete mynbd0 --yes
 
 After an interruption, the same command deletes the rest. A container that holds
-other objects besides stays, with them.")]
+other objects besides stays, with them.
+
+Common mistakes:
+  - To delete what is attached or locked: it is refused; detach it first.
+  - To expect it to ask in a script: without a terminal it wants --yes.")]
 pub struct Delete {
     /// The volume
     #[arg(value_parser = parse_name)]

@@ -3,9 +3,11 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use clap::Command;
+use swiftnbd::config::{Config, Sources};
 use swiftnbd::manual;
 
 fn verbs(root: &Command) -> impl Iterator<Item = &Command> {
@@ -187,4 +189,64 @@ fn the_manual_says_that_the_oldstyle_handshake_is_not_spoken() {
             "{name}"
         );
     }
+}
+
+/// What the page of the configuration shows can be written as it stands, and every
+/// key that it explains is one.
+#[test]
+fn the_configuration_that_is_shown_is_one() {
+    let page = page("swiftnbd.toml.5");
+    let directory = tempfile::tempdir().expect("a directory");
+    let load = |text: &str| {
+        let path = directory.path().join("swiftnbd.toml");
+        fs::write(&path, text).expect("written");
+        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("set");
+        Config::load(&Sources {
+            config: Some(path),
+            ..Sources::in_dir(directory.path())
+        })
+    };
+    let examples: Vec<String> = page
+        .split(".EX\n")
+        .skip(1)
+        .map(|rest| plain(rest.split(".EE").next().unwrap_or_default()))
+        .collect();
+    assert!(examples.len() >= 2);
+    for example in examples {
+        let config = load(&example).unwrap_or_else(|error| panic!("{example}\n{error}"));
+        for name in config.names() {
+            config
+                .volume(name)
+                .unwrap_or_else(|error| panic!("{error}"));
+        }
+        config
+            .volume("any")
+            .unwrap_or_else(|error| panic!("{error}"));
+    }
+    let section = |from: &str, to: &str| {
+        let rest = page.split(from).nth(1).expect("a section");
+        rest.split(to).next().expect("its end").to_owned()
+    };
+    let (account, volume) = (
+        section(".SH THE ACCOUNT", ".SH THE VOLUMES"),
+        section(".SH THE VOLUMES", ".SH EXAMPLES"),
+    );
+    let mut keys = 0;
+    for (text, table) in [(account, "swift"), (volume, "volumes.v")] {
+        for entry in text.split(".TP\n").skip(1) {
+            let line = entry.lines().next().unwrap_or_default();
+            for key in plain(line.trim_start_matches(".B ")).split(", ") {
+                keys += 1;
+                // The value is of the wrong type: then the key itself was known.
+                let error = load(&format!("[{table}]\n{key} = {{ x = 1 }}\n"))
+                    .err()
+                    .map(|error| error.to_string())
+                    .unwrap_or_default();
+                assert!(!error.contains("no key of"), "{key}: {error}");
+                let other = load(&format!("[{table}]\n{key}_x = \"\"\n")).unwrap_err();
+                assert!(other.message.contains("no key of"), "{other}");
+            }
+        }
+    }
+    assert!(keys > 25, "only {keys} keys are explained");
 }
