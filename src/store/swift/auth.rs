@@ -22,7 +22,7 @@ mod keystone;
 mod v1;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reqwest::header::HeaderValue;
@@ -42,8 +42,12 @@ const REFUSAL_KEPT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The accounts of this process that are in use.
-static ACCOUNTS: Mutex<Vec<Weak<Account>>> = Mutex::new(Vec::new());
+/// So many accounts are kept although nothing is open in them: commands open one
+/// container after another.
+const IDLE_ACCOUNTS: usize = 4;
+
+/// The accounts of this process, the last used one at the end.
+static ACCOUNTS: Mutex<Vec<Arc<Account>>> = Mutex::new(Vec::new());
 
 /// What a successful authentication gave.
 struct Session {
@@ -76,6 +80,23 @@ impl Session {
             token,
             times,
         }
+    }
+
+    /// Whether this is the account that the pin names; the first one sets it. Other
+    /// credentials may be for another account, where a container of the same name
+    /// may be another volume.
+    fn check(&self, pin: &OnceLock<String>) -> Result<(), StoreError> {
+        let name = self.storage_url.rsplit('/').next().unwrap_or_default();
+        let wanted = pin.get_or_init(|| name.to_owned());
+        if wanted == name {
+            return Ok(());
+        }
+        let name = catalog::plain(name);
+        let detail = format!("the credentials are for the account {name}, not for {wanted}");
+        Err(
+            StoreError::new(ErrorKind::Denied, "open", shown(&self.storage_url), detail)
+                .hint("a volume cannot move while it is open: correct the credentials"),
+        )
     }
 
     fn is_due(&self) -> bool {
@@ -162,16 +183,22 @@ impl Account {
         timeouts: Timeouts,
     ) -> Result<Arc<Account>, StoreError> {
         let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts.retain(|account| account.strong_count() > 0);
         let known = accounts
             .iter()
-            .filter_map(Weak::upgrade)
-            .find(|known| known.credentials == credentials && known.timeouts == timeouts);
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let account = Account::new(credentials, timeouts)?;
-        accounts.push(Arc::downgrade(&account));
+            .position(|known| known.credentials == credentials && known.timeouts == timeouts);
+        let account = match known {
+            Some(index) => accounts.remove(index),
+            None => Account::new(credentials, timeouts)?,
+        };
+        let is_idle = |account: &Arc<Account>| Arc::strong_count(account) == 1;
+        let idle = accounts.iter().filter(|account| is_idle(account)).count();
+        let mut surplus = idle.saturating_sub(IDLE_ACCOUNTS - 1);
+        accounts.retain(|account| {
+            let goes = surplus > 0 && is_idle(account);
+            surplus -= usize::from(goes);
+            !goes
+        });
+        accounts.push(Arc::clone(&account));
         Ok(account)
     }
 
@@ -185,15 +212,22 @@ impl Account {
     }
 
     /// Sends a request with a token. If the token is refused it is renewed, and
-    /// the request sent once more.
-    pub(super) async fn send(self: &Arc<Self>, request: &Request) -> Result<Response, StoreError> {
+    /// the request sent once more. `pin`: the name of the account, once it is
+    /// known: nothing is sent to another one.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        request: &Request,
+        pin: &OnceLock<String>,
+    ) -> Result<Response, StoreError> {
         let session = self.session(None).await?;
+        session.check(pin)?;
         let reply = self.send_with(&session, request).await?;
         if reply.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
         http::drain(reply).await;
         let session = self.session(Some(&session)).await?;
+        session.check(pin)?;
         self.send_with(&session, request).await
     }
 
@@ -277,6 +311,12 @@ impl Account {
         let mut state = self.lock();
         match &renewal {
             Ok(session) => {
+                let now = Instant::now();
+                let seconds = session
+                    .times
+                    .as_ref()
+                    .map(|times| (times.end - now).as_secs());
+                tracing::debug!(seconds, "a new token");
                 state.session = Some(session.clone());
                 state.refusal = None;
                 state.early = Early {
