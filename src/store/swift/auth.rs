@@ -19,16 +19,17 @@
 mod catalog;
 mod conversation;
 mod keystone;
+mod session;
 mod v1;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::HeaderValue;
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
 
+use self::session::{Session, header, plain_url};
 use super::http::{self, Timeouts};
 use super::request::{Request, shown};
 use super::rounds::Rounds;
@@ -48,69 +49,6 @@ const IDLE_ACCOUNTS: usize = 4;
 
 /// The accounts of this process, the last used one at the end.
 static ACCOUNTS: Mutex<Vec<Arc<Account>>> = Mutex::new(Vec::new());
-
-/// What a successful authentication gave.
-struct Session {
-    /// The storage URL without a slash at its end.
-    storage_url: String,
-    token: HeaderValue,
-    /// When to have a new one, and when this one ends; where it is known.
-    times: Option<Times>,
-}
-
-/// By our own clock, since a token's time is only known from when it came.
-struct Times {
-    renew: Instant,
-    end: Instant,
-}
-
-impl Session {
-    /// `lifetime`: how long the token holds, from now on.
-    fn new(storage_url: &str, mut token: HeaderValue, lifetime: Option<Duration>) -> Session {
-        token.set_sensitive(true);
-        let now = Instant::now();
-        let times = lifetime.and_then(|lifetime| {
-            Some(Times {
-                renew: now.checked_add(lifetime / 3 * 2)?,
-                end: now.checked_add(lifetime)?,
-            })
-        });
-        Session {
-            storage_url: storage_url.trim_end_matches('/').to_owned(),
-            token,
-            times,
-        }
-    }
-
-    /// Whether this is the account that the pin names; the first one sets it. Other
-    /// credentials may be for another account, where a container of the same name
-    /// may be another volume.
-    fn check(&self, pin: &OnceLock<String>) -> Result<(), StoreError> {
-        let name = self.storage_url.rsplit('/').next().unwrap_or_default();
-        let wanted = pin.get_or_init(|| name.to_owned());
-        if wanted == name {
-            return Ok(());
-        }
-        let name = catalog::plain(name);
-        let detail = format!("the credentials are for the account {name}, not for {wanted}");
-        Err(
-            StoreError::new(ErrorKind::Denied, "open", shown(&self.storage_url), detail)
-                .hint("a volume cannot move while it is open: correct the credentials"),
-        )
-    }
-
-    fn is_due(&self) -> bool {
-        self.times
-            .as_ref()
-            .is_some_and(|times| times.renew <= Instant::now())
-    }
-
-    fn has_ended(&self) -> bool {
-        self.times
-            .as_ref()
-            .is_some_and(|times| times.end <= Instant::now())
-    }
-}
 
 type Renewal = Result<Arc<Session>, StoreError>;
 
@@ -410,6 +348,7 @@ impl EarlyEnd<'_> {
             error
                 .hint
                 .as_ref()
+                .filter(|_| error.is_permanent())
                 .map(|hint| format!("; {hint}"))
                 .unwrap_or_default()
         );
@@ -430,18 +369,6 @@ fn token_refused(storage_url: &str) -> StoreError {
         "the token was refused: it has expired, was revoked, or is for another account",
     )
     .hint("a ready token cannot be renewed: write a new one, or credentials to get one with")
-}
-
-/// A URL with http or https, a host, and neither a user part nor a query.
-fn plain_url(url: &str) -> Result<(), ()> {
-    let url = Url::parse(url).map_err(drop)?;
-    let plain = matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.query().is_none()
-        && url.fragment().is_none();
-    plain.then_some(()).ok_or(())
 }
 
 fn check(credentials: &Credentials) -> Result<(), StoreError> {
@@ -468,19 +395,6 @@ fn check(credentials: &Credentials) -> Result<(), StoreError> {
         Auth::Password { .. } | Auth::ApplicationCredential { .. } => {}
     }
     Ok(())
-}
-
-fn header(text: &str) -> Result<HeaderValue, StoreError> {
-    let mut value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
-        StoreError::new(
-            ErrorKind::Invalid,
-            "open",
-            "credentials",
-            "the user name, the password or the token has a character that HTTP cannot carry",
-        )
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 #[cfg(test)]

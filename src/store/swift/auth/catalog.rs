@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::plain_url;
+use super::session::plain_url;
 use crate::credentials::{Interface, Service};
 
 /// At most so many names are listed in a hint.
