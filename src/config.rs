@@ -151,7 +151,7 @@ pub enum Backend {
     /// A local directory that holds containers; an absolute path.
     Dir(PathBuf),
     /// A Swift account.
-    Swift(Credentials),
+    Swift(Box<Credentials>),
 }
 
 /// Which kind of file the settings are from.
@@ -265,7 +265,7 @@ impl Config {
     fn resolve(&self, name: &str, settings: &VolumeSettings) -> Result<Volume> {
         let backend = match self.store.as_ref().or(settings.store.as_ref()) {
             Some(dir) => Backend::Dir(dir.clone()),
-            None => Backend::Swift(self.account(name, settings)?),
+            None => Backend::Swift(Box::new(self.account(name, settings)?)),
         };
         Ok(Volume {
             name: name.to_owned(),

@@ -250,14 +250,17 @@ fn need<const N: usize>(login: &Login, keys: [Key; N]) -> Found<[String; N]> {
 
 /// The credentials of this way to log in, with what else the login says.
 fn credentials(login: &Login, auth: Auth) -> Result<Credentials> {
-    let mut service = Service::default();
-    service.region = login.get(Key::Region).map(str::to_owned);
-    if let Some(kind) = login.get(Key::ServiceType) {
-        service.kind = kind.to_owned();
-    }
-    if let Some(Ok(interface)) = login.get(Key::Interface).map(parse_interface) {
-        service.interface = interface;
-    }
+    let usual = Service::default();
+    let interface = login.get(Key::Interface).map(parse_interface);
+    let service = Service {
+        kind: login
+            .get(Key::ServiceType)
+            .map_or(usual.kind, str::to_owned),
+        region: login.get(Key::Region).map(str::to_owned),
+        interface: interface
+            .and_then(std::result::Result::ok)
+            .unwrap_or_default(),
+    };
     let insecure = login.get(Key::Insecure).map(parse_bool) == Some(Ok(true));
     let tls = match login.get(Key::CaFile) {
         _ if insecure => Tls::Insecure,

@@ -9,7 +9,8 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
-//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew; [`session`]: an attached device's life.
+//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, read again;
+//!   [`session`]: an attached device's life.
 //! - [`serve`] serves volumes over NBD on a socket file.
 //! - [`volumes`]: setup, list, lock, unlock: they touch containers only.
 

@@ -132,7 +132,7 @@ impl Request {
         StoreError {
             retry_after: retry_after(headers),
             lingers: self.lingers(lifetime_after(status)),
-            hint: self.hint(status).map(str::to_owned),
+            hint: self.hint(status).map(Box::from),
             ..self.error(kind, describe(status, meaning, headers))
         }
     }
