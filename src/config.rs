@@ -19,6 +19,7 @@ mod account;
 mod clouds;
 mod file;
 mod ini;
+mod keys;
 mod login;
 mod original;
 mod settings;
@@ -31,8 +32,6 @@ use std::time::Duration;
 
 use crate::credentials::Credentials;
 use crate::error::{Error, Exit, Result};
-use account::Lacking;
-use login::{Key, Version};
 use settings::{Settings, Source, VolumeSettings};
 use values::{check_name, nearest, parse_store, quoted};
 
@@ -152,7 +151,7 @@ pub enum Backend {
     /// A local directory that holds containers; an absolute path.
     Dir(PathBuf),
     /// A Swift account.
-    Swift(Credentials),
+    Swift(Box<Credentials>),
 }
 
 /// Which kind of file the settings are from.
@@ -281,7 +280,7 @@ impl Config {
     fn resolve(&self, name: &str, settings: &VolumeSettings) -> Result<Volume> {
         let backend = match self.store.as_ref().or(settings.store.as_ref()) {
             Some(dir) => Backend::Dir(dir.clone()),
-            None => Backend::Swift(self.account(name, settings)?),
+            None => Backend::Swift(Box::new(self.account(name, settings)?)),
         };
         Ok(Volume {
             name: name.to_owned(),
@@ -295,100 +294,6 @@ impl Config {
             backend,
             sources: Arc::clone(&self.sources),
         })
-    }
-
-    fn account(&self, name: &str, settings: &VolumeSettings) -> Result<Credentials> {
-        let mut login = self.with_cloud(&settings.login)?;
-        if let Some(every) = &self.settings.every {
-            login = login.over(&self.with_cloud(every)?);
-        }
-        if let Some(original) = &self.sources.original {
-            login = original.apply(name, login)?;
-        }
-        if matches!(account::auth(&login), Err(Lacking::Keys(_))) {
-            let environment = &self.sources.environment;
-            // What a file says was checked when it was read.
-            environment.check().map_err(|(key, why)| {
-                let variable = self.variable(key);
-                Error::usage(format!("{variable} in the environment: {why}"))
-            })?;
-            login = login.over(&self.with_cloud(environment)?);
-        }
-        match account::auth(&login) {
-            Ok(auth) => account::credentials(&login, auth)
-                .map_err(|error| error.context(format!("volume '{name}'"))),
-            Err(Lacking::Keys(missing)) => Err(self.incomplete(name, &login, &missing)),
-            Err(Lacking::TwoWays(one, other)) => Err(Error::usage(format!(
-                "volume '{name}': {} and {} are two ways to log in",
-                one.in_toml(),
-                other.in_toml()
-            ))
-            .hint("leave one of them out")),
-        }
-    }
-
-    /// This login, completed by the cloud that it names.
-    fn with_cloud(&self, login: &Login) -> Result<Login> {
-        match login.get(Key::Cloud) {
-            None => Ok(login.clone()),
-            Some(cloud) => {
-                let rest = login.clone().without(&[Key::Cloud]);
-                Ok(rest.over(&self.sources.clouds.login(cloud)?))
-            }
-        }
-    }
-
-    /// Whether the environment alone names an account.
-    fn environment_suffices(&self) -> bool {
-        let environment = &self.sources.environment;
-        environment.has(Key::Cloud) || account::auth(environment).is_ok()
-    }
-
-    /// The variable that set this key.
-    fn variable(&self, key: Key) -> &'static str {
-        let keystone = self.sources.environment.version() == Some(Version::V3);
-        match key.in_st() {
-            Some(variable) if !keystone => variable,
-            _ => key.variables()[0],
-        }
-    }
-
-    /// Lists what is missing, and shows what to write and where.
-    fn incomplete(&self, name: &str, login: &Login, missing: &[Key]) -> Error {
-        let keystone = login.version() == Some(Version::V3) || login.has(Key::CredentialSecret);
-        let in_ini = |key: &Key| (self.origin == Origin::Ini).then(|| key.in_ini())?;
-        let key_name = |key: &Key| in_ini(key).unwrap_or(key.in_toml());
-        let line = |key: &Key| {
-            let example = match key {
-                Key::AuthUrl if keystone => "https://keystone.example/v3",
-                Key::Username if keystone => "the user",
-                _ => key.example(),
-            };
-            match in_ini(key) {
-                Some(name) => format!("    {name} = {example}\n"),
-                None => format!("    {} = \"{example}\"\n", key.in_toml()),
-            }
-        };
-        let variable = |key: &Key| match key.in_st() {
-            Some(variable) if !keystone => variable,
-            _ => key.variables()[0],
-        };
-        let section = match self.origin {
-            Origin::Ini => format!("[{name}]"),
-            Origin::Toml | Origin::Nothing => "[swift]".to_owned(),
-        };
-        let lines: String = missing.iter().map(line).collect();
-        let variables: Vec<&str> = missing.iter().map(variable).collect();
-        let keys: Vec<&str> = missing.iter().map(key_name).collect();
-        Error::usage(format!(
-            "volume '{name}': the Swift account is not complete: no {}",
-            keys.join(", no ")
-        ))
-        .hint(format!(
-            "write in {}\n\n    {section}\n{lines}\nor set {} in the environment",
-            self.file.display(),
-            variables.join(", ")
-        ))
     }
 }
 

@@ -131,7 +131,7 @@ pub enum Credential {
 pub struct Service {
     /// The type of the service: `object-store`.
     pub kind: String,
-    /// The region; else any, the catalog's first.
+    /// The region; else the only one there is.
     pub region: Option<String>,
     /// From where the account is reached.
     pub interface: Interface,

@@ -39,7 +39,7 @@ impl Container {
     pub fn log_in_again(&self, backend: &Backend) -> Result<bool, StoreError> {
         match (&self.swift, backend) {
             (Some(swift), Backend::Swift(credentials)) => {
-                swift.set_credentials(credentials.clone())?;
+                swift.set_credentials(credentials.as_ref().clone())?;
                 self.retry.hurry();
                 Ok(true)
             }
@@ -58,7 +58,7 @@ pub fn container(volume: &Volume) -> Result<Container, StoreError> {
             (Arc::new(dir), None)
         }
         Backend::Swift(credentials) => {
-            let account = Account::shared(credentials.clone(), Timeouts::default())?;
+            let account = Account::shared(credentials.as_ref().clone(), Timeouts::default())?;
             let swift = SwiftStore::in_account(account, &volume.container, most)?;
             (Arc::new(swift.clone()), Some(swift))
         }

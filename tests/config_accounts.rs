@@ -12,7 +12,7 @@ use swiftnbd::error::{Error, Exit, Result};
 
 fn credentials(backend: Backend) -> Credentials {
     match backend {
-        Backend::Swift(credentials) => credentials,
+        Backend::Swift(credentials) => *credentials,
         Backend::Dir(dir) => panic!("{dir:?}"),
     }
 }

@@ -199,3 +199,29 @@ async fn a_ready_token_is_used_and_cannot_be_renewed() {
     assert!(!format!("{error:?}").contains("hunter2"));
     assert_eq!(server.renewals(), 0);
 }
+
+/// Other credentials may be for another account: an open volume does not move
+/// there.
+#[tokio::test]
+async fn an_open_container_stays_in_its_account() {
+    let server = Server::start(|seen| {
+        let account = seen.header("x-auth-user")?;
+        let url = format!("http://{}/v1/AUTH_{account}", seen.header("host")?);
+        let headers = [("X-Auth-Token", TOKEN), ("X-Storage-Url", &url)];
+        (seen.path == "/auth/v1.0").then(|| reply(200, &headers, b""))
+    })
+    .await;
+    let credentials = |user| Credentials::v1(server.auth_url(), user, "hunter2");
+    let account = Account::new(credentials("one"), Timeouts::default()).unwrap();
+    let store = SwiftStore::in_account(account, "box", 1 << 20).unwrap();
+    put(&store).await.unwrap();
+    store.set_credentials(credentials("two")).unwrap();
+    let error = put(&store).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Denied, "{error}");
+    let text = error.to_string();
+    assert!(text.contains("AUTH_two, not for AUTH_one"), "{text}");
+    store.set_credentials(credentials("one")).unwrap();
+    put(&store).await.unwrap();
+    let seen = server.seen.lock().unwrap();
+    assert!(!seen.iter().any(|seen| seen.path.contains("AUTH_two")));
+}

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::file;
-use super::login::{Key, Login};
+use super::keys::Key;
+use super::login::{Login, WAYS};
 use super::settings::Source;
 use super::values::{Checked, nearest, quoted};
 use crate::error::{Error, Result};
@@ -199,8 +200,8 @@ fn login(cloud: &Value) -> Checked<Login> {
     }
     match text(cloud, &["auth_type"]).as_deref() {
         None => {}
-        Some("password" | "v3password") => login = login.without(super::login::WAYS[1]),
-        Some("v3applicationcredential") => login = login.without(super::login::WAYS[0]),
+        Some("password" | "v3password") => login = login.without(WAYS[1]),
+        Some("v3applicationcredential") => login = login.without(WAYS[0]),
         Some("v1password") => login.set(Key::AuthVersion, "1"),
         Some(_) => {
             return Err(

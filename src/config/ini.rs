@@ -7,7 +7,8 @@
 //! several equal keys wins, no `%` interpolation. Does not know: TOML, nor how
 //! the settings are used.
 
-use super::login::{Key, Login, parse_bool};
+use super::keys::{Key, parse_bool};
+use super::login::Login;
 use super::settings::{Settings, Source, VolumeSettings};
 use super::values::{Checked, check_name, nearest};
 use crate::error::Result;

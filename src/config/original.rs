@@ -3,7 +3,8 @@
 //! Knows: its options `-a`, `-k` and `--keystone-*`. Does not know: how they are
 //! written; who parses them fills these types.
 
-use super::login::{Key, Login, parse_interface};
+use super::keys::{Key, parse_interface};
+use super::login::Login;
 use crate::error::{Error, Result};
 
 /// The account options of the original's commands.

@@ -10,7 +10,8 @@
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
-use super::login::{Key, Login};
+use super::keys::Key;
+use super::login::Login;
 use super::settings::{Settings, Source, VolumeSettings, shown_key};
 use super::values::{
     Checked, check_container, check_name, format_size, nearest, parse_device, parse_duration,

@@ -56,7 +56,7 @@ pub fn store(volume: &Volume, error: &StoreError) -> Error {
             (Exit::Failed, String::new())
         }
     };
-    let hint = error.hint.clone().unwrap_or(hint);
+    let hint = error.hint.as_deref().map_or(hint, str::to_owned);
     let error = Error::new(exit, format!("{}: {error}", who(volume)));
     if hint.is_empty() {
         error

@@ -9,7 +9,7 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
-//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, anew;
+//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, read again;
 //!   [`session`]: an attached device's life.
 //! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.

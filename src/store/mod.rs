@@ -151,7 +151,7 @@ pub struct StoreError {
     pub detail: String,
     /// What to do about it, where that is not the same for every failure of the
     /// kind; a sentence without its full stop.
-    pub hint: Option<String>,
+    pub hint: Option<Box<str>>,
     /// The store asked not to be called before this has passed.
     pub retry_after: Option<Duration>,
     /// The request may still take effect for this long after the failure was
@@ -180,7 +180,7 @@ impl StoreError {
 
     /// Adds what to do about it.
     pub fn hint(mut self, hint: impl Into<String>) -> StoreError {
-        self.hint = Some(hint.into());
+        self.hint = Some(hint.into().into_boxed_str());
         self
     }
 

@@ -44,7 +44,7 @@ mod tls;
 
 use std::fmt;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -75,6 +75,8 @@ const LEGACY_POLICY: &str = "Policy-0";
 pub struct SwiftStore {
     /// All clones change to another one together.
     account: Arc<RwLock<Arc<Account>>>,
+    /// The account's name, from the first token on.
+    pin: Arc<OnceLock<String>>,
     container: Arc<str>,
     max_object: u64,
     /// Whether the container is there, and whether a 404 for an object in it
@@ -129,6 +131,7 @@ impl SwiftStore {
         check::container(container)?;
         Ok(SwiftStore {
             account: Arc::new(RwLock::new(account)),
+            pin: Arc::default(),
             container: container.into(),
             max_object,
             presence: Arc::new(Rounds::new()),
@@ -153,6 +156,10 @@ impl SwiftStore {
         account.forget_refusal();
         *self.account.write().unwrap_or_else(PoisonError::into_inner) = account;
         Ok(())
+    }
+
+    async fn send(&self, request: &Request) -> Result<Response, StoreError> {
+        self.send(request, &self.pin).await
     }
 
     fn request(&self, method: Method, query: &str) -> Request {
@@ -188,7 +195,7 @@ impl SwiftStore {
 
     async fn head(&self) -> Result<Response, StoreError> {
         let request = self.request(Method::HEAD, "");
-        let reply = self.account().send(&request).await?;
+        let reply = self.send(&request).await?;
         match reply.status().as_u16() {
             200 | 204 => Ok(reply),
             404 => Err(no_container(&request)),
@@ -203,7 +210,7 @@ impl SwiftStore {
         request
             .headers
             .insert(newest, HeaderValue::from_static("true"));
-        let reply = self.account().send(&request).await?;
+        let reply = self.send(&request).await?;
         match reply.status().as_u16() {
             200 => Ok((request, reply)),
             404 => {
@@ -252,7 +259,7 @@ impl SwiftStore {
 
     /// Sends a write of an object. `Ok` is an answer with `success`.
     async fn write(&self, request: &Request, success: u16) -> Result<Response, StoreError> {
-        let reply = self.account().send(request).await?;
+        let reply = self.send(request).await?;
         if reply.status() == success {
             return Ok(reply);
         }
@@ -273,7 +280,7 @@ impl SwiftStore {
 
     /// Sends a write of the container itself.
     async fn change(&self, request: &Request, success: &[u16]) -> Result<(), StoreError> {
-        let reply = self.account().send(request).await?;
+        let reply = self.send(request).await?;
         let status = reply.status().as_u16();
         let error = match status {
             404 => no_container(request),
@@ -384,7 +391,7 @@ impl ObjectStore for SwiftStore {
             }
         }
         let request = self.request(Method::GET, &query);
-        let reply = self.account().send(&request).await?;
+        let reply = self.send(&request).await?;
         match reply.status().as_u16() {
             200 => {}
             204 => return Ok(Vec::new()),

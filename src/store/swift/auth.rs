@@ -19,16 +19,17 @@
 mod catalog;
 mod conversation;
 mod keystone;
+mod session;
 mod v1;
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use reqwest::header::HeaderValue;
-use reqwest::{Client, Response, StatusCode, Url};
+use reqwest::{Client, Response, StatusCode};
 use tokio::time::Instant;
 
+use self::session::{Session, header, plain_url};
 use super::http::{self, Timeouts};
 use super::request::{Request, shown};
 use super::rounds::Rounds;
@@ -42,54 +43,12 @@ const REFUSAL_KEPT: Duration = Duration::from_secs(5);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LAST_PAUSE: Duration = Duration::from_secs(60);
 
-/// The accounts of this process that are in use.
-static ACCOUNTS: Mutex<Vec<Weak<Account>>> = Mutex::new(Vec::new());
+/// So many accounts are kept although nothing is open in them: commands open one
+/// container after another.
+const IDLE_ACCOUNTS: usize = 4;
 
-/// What a successful authentication gave.
-struct Session {
-    /// The storage URL without a slash at its end.
-    storage_url: String,
-    token: HeaderValue,
-    /// When to have a new one, and when this one ends; where it is known.
-    times: Option<Times>,
-}
-
-/// By our own clock, since a token's time is only known from when it came.
-struct Times {
-    renew: Instant,
-    end: Instant,
-}
-
-impl Session {
-    /// `lifetime`: how long the token holds, from now on.
-    fn new(storage_url: &str, mut token: HeaderValue, lifetime: Option<Duration>) -> Session {
-        token.set_sensitive(true);
-        let now = Instant::now();
-        let times = lifetime.and_then(|lifetime| {
-            Some(Times {
-                renew: now.checked_add(lifetime / 3 * 2)?,
-                end: now.checked_add(lifetime)?,
-            })
-        });
-        Session {
-            storage_url: storage_url.trim_end_matches('/').to_owned(),
-            token,
-            times,
-        }
-    }
-
-    fn is_due(&self) -> bool {
-        self.times
-            .as_ref()
-            .is_some_and(|times| times.renew <= Instant::now())
-    }
-
-    fn has_ended(&self) -> bool {
-        self.times
-            .as_ref()
-            .is_some_and(|times| times.end <= Instant::now())
-    }
-}
+/// The accounts of this process, the last used one at the end.
+static ACCOUNTS: Mutex<Vec<Arc<Account>>> = Mutex::new(Vec::new());
 
 type Renewal = Result<Arc<Session>, StoreError>;
 
@@ -162,16 +121,22 @@ impl Account {
         timeouts: Timeouts,
     ) -> Result<Arc<Account>, StoreError> {
         let mut accounts = ACCOUNTS.lock().unwrap_or_else(PoisonError::into_inner);
-        accounts.retain(|account| account.strong_count() > 0);
         let known = accounts
             .iter()
-            .filter_map(Weak::upgrade)
-            .find(|known| known.credentials == credentials && known.timeouts == timeouts);
-        if let Some(known) = known {
-            return Ok(known);
-        }
-        let account = Account::new(credentials, timeouts)?;
-        accounts.push(Arc::downgrade(&account));
+            .position(|known| known.credentials == credentials && known.timeouts == timeouts);
+        let account = match known {
+            Some(index) => accounts.remove(index),
+            None => Account::new(credentials, timeouts)?,
+        };
+        let is_idle = |account: &Arc<Account>| Arc::strong_count(account) == 1;
+        let idle = accounts.iter().filter(|account| is_idle(account)).count();
+        let mut surplus = idle.saturating_sub(IDLE_ACCOUNTS - 1);
+        accounts.retain(|account| {
+            let goes = surplus > 0 && is_idle(account);
+            surplus -= usize::from(goes);
+            !goes
+        });
+        accounts.push(Arc::clone(&account));
         Ok(account)
     }
 
@@ -185,15 +150,22 @@ impl Account {
     }
 
     /// Sends a request with a token. If the token is refused it is renewed, and
-    /// the request sent once more.
-    pub(super) async fn send(self: &Arc<Self>, request: &Request) -> Result<Response, StoreError> {
+    /// the request sent once more. `pin`: the name of the account, once it is
+    /// known: nothing is sent to another one.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        request: &Request,
+        pin: &OnceLock<String>,
+    ) -> Result<Response, StoreError> {
         let session = self.session(None).await?;
+        session.check(pin)?;
         let reply = self.send_with(&session, request).await?;
         if reply.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
         http::drain(reply).await;
         let session = self.session(Some(&session)).await?;
+        session.check(pin)?;
         self.send_with(&session, request).await
     }
 
@@ -277,6 +249,12 @@ impl Account {
         let mut state = self.lock();
         match &renewal {
             Ok(session) => {
+                let now = Instant::now();
+                let seconds = session
+                    .times
+                    .as_ref()
+                    .map(|times| (times.end - now).as_secs());
+                tracing::debug!(seconds, "a new token");
                 state.session = Some(session.clone());
                 state.refusal = None;
                 state.early = Early {
@@ -370,6 +348,7 @@ impl EarlyEnd<'_> {
             error
                 .hint
                 .as_ref()
+                .filter(|_| error.is_permanent())
                 .map(|hint| format!("; {hint}"))
                 .unwrap_or_default()
         );
@@ -390,18 +369,6 @@ fn token_refused(storage_url: &str) -> StoreError {
         "the token was refused: it has expired, was revoked, or is for another account",
     )
     .hint("a ready token cannot be renewed: write a new one, or credentials to get one with")
-}
-
-/// A URL with http or https, a host, and neither a user part nor a query.
-fn plain_url(url: &str) -> Result<(), ()> {
-    let url = Url::parse(url).map_err(drop)?;
-    let plain = matches!(url.scheme(), "http" | "https")
-        && url.has_host()
-        && url.username().is_empty()
-        && url.password().is_none()
-        && url.query().is_none()
-        && url.fragment().is_none();
-    plain.then_some(()).ok_or(())
 }
 
 fn check(credentials: &Credentials) -> Result<(), StoreError> {
@@ -428,19 +395,6 @@ fn check(credentials: &Credentials) -> Result<(), StoreError> {
         Auth::Password { .. } | Auth::ApplicationCredential { .. } => {}
     }
     Ok(())
-}
-
-fn header(text: &str) -> Result<HeaderValue, StoreError> {
-    let mut value = HeaderValue::from_bytes(text.as_bytes()).map_err(|_| {
-        StoreError::new(
-            ErrorKind::Invalid,
-            "open",
-            "credentials",
-            "the user name, the password or the token has a character that HTTP cannot carry",
-        )
-    })?;
-    value.set_sensitive(true);
-    Ok(value)
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ impl SwiftStore {
             body: Bytes::from(lines.collect::<String>()),
             target: self.container.to_string(),
         };
-        let reply = self.account().send(&request).await?;
+        let reply = self.send(&request).await?;
         let status = reply.status().as_u16();
         if status != 200 {
             let error = super::finish(&request, reply).await;
@@ -96,7 +96,7 @@ impl SwiftStore {
     /// without that, a container that is there looks absent.
     pub(super) async fn remove_container(&self) -> Result<(), StoreError> {
         let request = self.request(Method::DELETE, "");
-        let reply = self.account().send(&request).await?;
+        let reply = self.send(&request).await?;
         match reply.status().as_u16() {
             204 => {
                 http::drain(reply).await;
@@ -114,7 +114,7 @@ impl SwiftStore {
                     path: String::new(),
                     ..self.request(Method::HEAD, "")
                 };
-                let reply = self.account().send(&account).await?;
+                let reply = self.send(&account).await?;
                 match reply.status().as_u16() {
                     200 | 204 => Ok(()),
                     404 => Err(no_container(&account)),

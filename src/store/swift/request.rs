@@ -132,7 +132,7 @@ impl Request {
         StoreError {
             retry_after: retry_after(headers),
             lingers: self.lingers(lifetime_after(status)),
-            hint: self.hint(status).map(str::to_owned),
+            hint: self.hint(status).map(Box::from),
             ..self.error(kind, describe(status, meaning, headers))
         }
     }
@@ -140,6 +140,10 @@ impl Request {
     /// What to do about a refusal that has its own remedy.
     fn hint(&self, status: StatusCode) -> Option<&'static str> {
         match status.as_u16() {
+            401 => Some(
+                "check the credentials; if they are right, Swift cannot have the token checked at \
+                 present, or the storage URL is another cloud's",
+            ),
             403 if self.is_write() => Some(
                 "the account lets this user read at most: the user needs a role that may write \
                  (with Keystone often member), or the volume must be read_only",

@@ -1,4 +1,4 @@
-//! What is behind a failed connection: TLS, or the network.
+//! What a failed TLS handshake means.
 //!
 //! Knows: rustls' errors, wherever they are in a chain of causes. Does not know:
 //! who was asked what.
@@ -21,11 +21,6 @@ fn causes<'a>(error: &'a reqwest::Error) -> impl Iterator<Item = &'a (dyn Error 
             None => error.source(),
         }
     })
-}
-
-/// Whether the connection broke, and what came over it was right until then.
-pub(super) fn is_connection_lost(error: &reqwest::Error) -> bool {
-    causes(error).any(|error| error.is::<std::io::Error>())
 }
 
 /// What to do about it, if this is a failure of TLS that does not pass by itself.

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use serde::Deserialize;
 
-use super::plain_url;
+use super::session::plain_url;
 use crate::credentials::{Interface, Service};
 
 /// At most so many names are listed in a hint.
@@ -81,16 +81,26 @@ pub(super) fn storage_url<'a>(catalog: &'a [Entry], service: &Service) -> Result
         });
     }
     let interface = service.interface;
-    let found = there
+    let fit: Vec<&Endpoint> = there
         .iter()
-        .find(|endpoint| is_interface(&endpoint.interface, interface));
-    let Some(endpoint) = found else {
+        .filter(|endpoint| is_interface(&endpoint.interface, interface))
+        .copied()
+        .collect();
+    let Some(endpoint) = fit.first() else {
         let names = listed(there.iter().map(|endpoint| endpoint.interface.as_str()));
         return Err(Unfit {
             why: format!("the object store has no {} interface", interface.name()),
             hint: format!("there is: {names}; write one of them as interface"),
         });
     };
+    // A catalog has no order: the next token could lead elsewhere.
+    if fit.iter().any(|other| other.region() != endpoint.region()) {
+        let regions = listed(fit.iter().map(|endpoint| endpoint.region()));
+        return Err(Unfit {
+            why: "the object store is in several regions".to_owned(),
+            hint: format!("write one of them as region: {regions}"),
+        });
+    }
     plain_url(&endpoint.url)
         .map(|()| endpoint.url.as_str())
         .map_err(|()| Unfit {
@@ -153,8 +163,8 @@ mod tests {
     fn an_address_is_chosen_by_region_and_interface() {
         use Interface::*;
         for (region, interface, url) in [
-            (None, Public, "http://p1/v1/A"),
-            (Some("one"), Internal, "http://i1/v1/A"),
+            (Some("one"), Public, "http://p1/v1/A"),
+            (None, Internal, "http://i1/v1/A"),
             (Some("two"), Public, "http://p2/v1/A"),
         ] {
             assert_eq!(choose("object-store", region, interface).unwrap(), url);
@@ -171,6 +181,13 @@ mod tests {
                 Public,
                 "no object store",
                 "identity, object-store",
+            ),
+            (
+                "object-store",
+                None,
+                Public,
+                "in several regions",
+                "one, two",
             ),
             (
                 "object-store",

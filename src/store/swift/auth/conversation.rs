@@ -113,10 +113,11 @@ impl Conversation<'_> {
             return self.failure(ErrorKind::Unreachable, detail);
         }
         let failure = self.failure(ErrorKind::Unavailable, detail);
-        match self.is_encrypted() || tls::is_connection_lost(&error) {
+        match self.is_encrypted() {
             true => failure,
-            // Somebody is there and does not speak HTTP.
-            false => failure.hint("if this port speaks https, write https:// in auth_url"),
+            // Perhaps somebody is there who does not speak HTTP.
+            false => failure
+                .hint("try again later; if this port speaks https, write https:// in auth_url"),
         }
     }
 }

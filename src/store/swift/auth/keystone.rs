@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::catalog::{self, Entry, listed, plain};
 use super::conversation::{Answer, Conversation};
-use super::{Session, header};
+use super::session::{Session, header};
 use crate::credentials::{Auth, Credential, Credentials, Domain, Project, User};
 use crate::store::{ErrorKind, StoreError};
 

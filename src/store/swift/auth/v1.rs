@@ -6,7 +6,7 @@ use std::time::Duration;
 use reqwest::header::HeaderMap;
 
 use super::conversation::Conversation;
-use super::{Session, header, plain_url};
+use super::session::{Session, header, plain_url};
 use crate::credentials::Secret;
 use crate::store::swift::request::describe;
 use crate::store::{ErrorKind, StoreError};
