@@ -12,7 +12,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use swiftnbd::device::{Device, MAX_REQUEST};
 use swiftnbd::image::{Extent, ExtentKind, Image, ImageError, Stats};
-use swiftnbd::nbd::{Ended, Limits, Terms, TransmissionError, serve};
+use swiftnbd::nbd::{Ended, Terms, TransmissionError, serve};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
