@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use nbd_support::*;
 use swiftnbd::device::Device;
-use swiftnbd::nbd::{Export, Limits, Outcome, Tls, negotiate};
+use swiftnbd::nbd::{Agreed, Export, Limits, Outcome, Terms, Tls, negotiate};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 struct Counting;
@@ -47,14 +47,24 @@ const OVERHEAD: usize = 1 << 20;
 async fn peak<F: Future<Output = ()>>(
     client: impl FnOnce(Client<DuplexStream>, Arc<TestImage>) -> F,
 ) -> usize {
+    peak_of(limits().into(), client).await
+}
+
+fn limits() -> Limits {
+    Limits {
+        requests: 128,
+        bytes: LIMIT,
+    }
+}
+
+async fn peak_of<F: Future<Output = ()>>(
+    terms: Terms,
+    client: impl FnOnce(Client<DuplexStream>, Arc<TestImage>) -> F,
+) -> usize {
     let image = TestImage::new(1 << 40);
     let before = NOW.load(Ordering::SeqCst);
     PEAK.store(before, Ordering::SeqCst);
-    let limits = Limits {
-        requests: 128,
-        bytes: LIMIT,
-    };
-    let (connection, server) = start(&image, limits);
+    let (connection, server) = start(&image, terms);
     client(connection, image).await;
     let _ = server.await.unwrap();
     PEAK.load(Ordering::SeqCst) - before
@@ -137,7 +147,31 @@ async fn no_client_can_make_it_grow() {
     // The client's own megabyte is in there.
     assert!(used < LIMIT as usize + (1 << 20) + OVERHEAD, "{used}");
 
+    // The same in chunks, and extents that nobody takes.
+    for command in [READ, 7] {
+        let used = peak_of(structured(), |mut client, _| async move {
+            for cookie in 0..1000 {
+                let request = header(0, command, cookie, 0, 16 << 20);
+                client.send(&request).await;
+            }
+            settle().await;
+        })
+        .await;
+        // One request alone may be larger than the limit.
+        assert!(used < (16 << 20) + 2 * OVERHEAD, "{command}: {used}");
+    }
+
     hostile_handshakes().await;
+}
+
+fn structured() -> Terms {
+    Terms {
+        agreed: Agreed {
+            structured: true,
+            block_status: true,
+        },
+        ..limits().into()
+    }
 }
 
 async fn hostile_handshakes() {

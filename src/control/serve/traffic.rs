@@ -31,13 +31,13 @@ pub(super) async fn report(traffic: Arc<Traffic>, volumes: Arc<Volumes>) {
     loop {
         sleep(EVERY).await;
         let figure = |figure: &AtomicU64| figure.load(Ordering::Relaxed);
-        let stats = volumes.stats();
+        let (cached, dirty) = volumes.memory();
         tracing::info!(
             clients = figure(&traffic.clients),
             received = figure(&traffic.received),
             sent = figure(&traffic.sent),
-            cached = format_size(stats.cached_bytes),
-            dirty = format_size(stats.dirty_bytes),
+            cached = format_size(cached),
+            dirty = format_size(dirty),
             "statistics, in bytes"
         );
     }

@@ -28,7 +28,6 @@ use crate::control::signals::Signals;
 use crate::control::{container, explain};
 use crate::device::{Device, Shape};
 use crate::error::{Error, Exit, Result};
-use crate::image::Stats;
 use crate::image::objects::meta;
 use crate::nbd::{Export, Exports, Unavailable};
 
@@ -122,16 +121,12 @@ impl Volumes {
         }
     }
 
-    /// The figures of all that is open, together.
-    pub(super) fn stats(&self) -> Stats {
+    /// Bytes of clean and of dirty data in memory, in all that is open.
+    pub(super) fn memory(&self) -> (u64, u64) {
         let open = self.entries.iter().filter_map(|entry| entry.device());
-        open.fold(Stats::default(), |sum, device| {
-            let one = device.stats();
-            Stats {
-                dirty_bytes: sum.dirty_bytes + one.dirty_bytes,
-                cached_bytes: sum.cached_bytes + one.cached_bytes,
-                ..sum
-            }
+        open.fold((0, 0), |(cached, dirty), device| {
+            let stats = device.stats();
+            (cached + stats.cached_bytes, dirty + stats.dirty_bytes)
         })
     }
 
