@@ -71,6 +71,7 @@ async fn serve(volumes: &[Volume], path: &Path) -> Result<()> {
     for opened in &open {
         opened.end(&mut signals).await;
     }
+    service::ending();
     result
 }
 
