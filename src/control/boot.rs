@@ -1,7 +1,7 @@
 //! What the units in `udev/` run besides `attach`: the start of every volume that
 //! is attached at boot, and the stop of one.
 //!
-//! Knows: the names of units, systemctl, umount, nsenter. Does not know: how a volume is
+//! Knows: the names of units, systemctl, umount. Does not know: how a volume is
 //! attached or detached.
 
 use std::process::Command;

@@ -292,9 +292,11 @@ impl Shared {
                 Ok(Err(NotReleased::Held(who))) => {
                     // What the kernel has not written yet as well, once: whoever
                     // asked for the end may not wait for the rest.
-                    let saved = match said {
-                        None => self.make_durable().await,
-                        Some(_) => self.device.flush().await.map_err(|e| e.to_string()),
+                    let first = said.is_none();
+                    self.cannot_yet(&mut said, &who);
+                    let saved = match first {
+                        true => self.make_durable().await,
+                        false => self.device.flush().await.map_err(|e| e.to_string()),
                     };
                     if let Err(error) = saved {
                         tracing::error!(device = %number, %error, "cannot flush");
@@ -304,12 +306,17 @@ impl Shared {
                 Ok(Err(NotReleased::Failed(error))) => error.to_string(),
                 Err(error) => error.to_string(),
             };
-            if said.as_ref() != Some(&why) {
-                tracing::warn!(device = %number, "asked to end, and cannot yet: {why}");
-                service::status(&format!("asked to end, and cannot yet: {why}"));
-                said = Some(why);
-            }
+            self.cannot_yet(&mut said, &why);
             sleep(BETWEEN_TRIES).await;
+        }
+    }
+
+    /// Says why the end has to wait, unless that was the last thing said.
+    fn cannot_yet(&self, said: &mut Option<String>, why: &str) {
+        if said.as_deref() != Some(why) {
+            tracing::warn!(device = %self.number, "asked to end, and cannot yet: {why}");
+            service::status(&format!("asked to end, and cannot yet: {why}"));
+            *said = Some(why.to_owned());
         }
     }
 

@@ -159,7 +159,7 @@ impl SwiftStore {
     }
 
     async fn send(&self, request: &Request) -> Result<Response, StoreError> {
-        self.send(request, &self.pin).await
+        self.account().send(request, &self.pin).await
     }
 
     fn request(&self, method: Method, query: &str) -> Request {
