@@ -136,6 +136,17 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
+        // A server that a failed test has left behind.
+        let directory = self.sandbox.files.path();
+        for file in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+            let Some(id) = pid(&file.path()).filter(|id| *id > 1) else {
+                continue;
+            };
+            let words = std::fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
+            if String::from_utf8_lossy(&words).contains(directory.to_str().unwrap()) {
+                let _ = kill(Pid::from_raw(id), Signal::SIGKILL);
+            }
+        }
         for container in &self.more {
             self.sandbox.lab().remove(container);
         }
