@@ -167,6 +167,7 @@ pub fn run_volumes(
         }
         .await;
         volumes.end(&mut signals).await;
+        service::ending();
         served
     });
     // Whatever still runs (a fetch nobody waits for) must not delay the end.
