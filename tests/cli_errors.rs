@@ -539,9 +539,9 @@ fn refusals_of_a_container() {
     };
     for (method, status, exit, hint) in [
         ("HEAD", 404, 4, "swiftnbd setup vol"),
-        ("HEAD", 401, 5, "password"),
-        ("HEAD", 403, 5, "may do"),
-        ("POST", 403, 5, "may do"),
+        ("HEAD", 401, 5, "check the credentials"),
+        ("HEAD", 403, 5, "has no role in it"),
+        ("POST", 403, 5, "a role that may write"),
         ("POST", 404, 4, "swiftnbd setup vol"),
     ] {
         answer(&tamper, method, status);
@@ -555,10 +555,14 @@ fn refusals_of_a_container() {
         tamper.forward();
         assert_eq!(sandbox.snapshot(), before, "{method} {status}");
     }
-    for (method, status) in [("PUT", 403), ("HEAD", 403), ("POST", 403)] {
+    for (method, status, hint) in [
+        ("PUT", 403, "a role that may write"),
+        ("HEAD", 403, "has no role in it"),
+        ("POST", 403, "a role that may write"),
+    ] {
         answer(&tamper, method, status);
         let outcome = sandbox.run(&["setup", VOLUME, "32", "--force"]);
-        outcome.failed(5, &[VOLUME, method, &sandbox.container], "may do");
+        outcome.failed(5, &[VOLUME, method, &sandbox.container], hint);
         tamper.forward();
         assert_eq!(sandbox.snapshot(), before, "{method} {status}");
     }

@@ -33,8 +33,8 @@ pub(super) enum Key {
     Cloud,
 }
 
-/// Its name in swiftnbd.toml, in the environment, and in clouds.yaml (the same
-/// with one `auth_` or `os_` less where there are several).
+/// Its name in swiftnbd.toml, its variables, and its names in clouds.yaml; in the
+/// order of [`Key`].
 const NAMES: [(Key, &str, &[&str], &[&str]); 22] = {
     use Key::*;
     [
@@ -242,11 +242,41 @@ pub(super) fn parse_bool(value: &str) -> Checked<bool> {
 
 /// The version that the last part of a URL's path names.
 pub(super) fn version_in(url: &str) -> Option<Version> {
-    let last = url.trim_end_matches('/').rsplit('/').next()?;
+    let (_, rest) = url.split_once("://")?;
+    let (_, path) = rest.split_once('/')?;
+    let last = path.trim_end_matches('/').rsplit('/').next()?;
     match last {
         "v1" => Some(Version::V1),
         "v3" | "v2.0" => Some(Version::V3),
         _ if last.starts_with("v1.") => Some(Version::V1),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_names_are_in_the_order_of_the_keys() {
+        for (index, key) in Key::all().enumerate() {
+            assert_eq!(key as usize, index, "{key:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_path_of_a_url_says() {
+        for (url, version) in [
+            ("https://h/auth/v1.0", Some(Version::V1)),
+            ("https://h/v1/", Some(Version::V1)),
+            ("https://h/v3", Some(Version::V3)),
+            ("https://h/v2.0/", Some(Version::V3)),
+            ("https://h/v12", None),
+            ("https://v1.h:5000", None),
+            ("https://h", None),
+            ("", None),
+        ] {
+            assert_eq!(version_in(url), version, "{url}");
+        }
     }
 }
