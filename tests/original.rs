@@ -400,7 +400,7 @@ fn server() {
     machine.fails("swiftnbd-server C --secrets S -p 10899", 1, "swiftnbd.pid");
     // A pid file of its own, but the port is taken.
     machine.fails(
-        "swiftnbd-server C --secrets S --pid-file D/second",
+        "swiftnbd-server -p 10811 --secrets S --pid-file D/second",
         1,
         "10811",
     );

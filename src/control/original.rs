@@ -185,8 +185,10 @@ fn chosen(config: &Config, args: &Server) -> Result<Vec<Volume>> {
 
 fn address(args: &Server) -> Result<SocketAddr> {
     let asked = (args.bind_address.as_str(), args.port());
-    let found = asked.to_socket_addrs().ok().and_then(|mut all| all.next());
-    found.ok_or_else(|| {
+    let all: Vec<SocketAddr> = asked.to_socket_addrs().into_iter().flatten().collect();
+    // The original knew IPv4 alone, and so do those who connect to `localhost`.
+    let found = all.iter().find(|address| address.is_ipv4()).or(all.first());
+    found.copied().ok_or_else(|| {
         let text = format!("{} is no address of this machine", args.bind_address);
         Error::new(Exit::Usage, text)
     })
