@@ -77,3 +77,28 @@ umount "$work/mnt"
 no_io_errors "$D"
 nbd-client -d "$D"
 stop
+
+: as the users of 0.9.3 did it, by the old name and the old command
+ln -s "$TEST_SWIFTNBD" "$work/swiftnbd-server"
+(umask 077 && printf '[vol]\nusername = %s\npassword = %s\nauthurl = %s\n' \
+    "$SWIFTNBD_LAB_USER" "$SWIFTNBD_LAB_KEY" "$auth_url" >"$work/secrets.conf")
+"$work/swiftnbd-server" --secrets "$work/secrets.conf" -l "$work/server.log" \
+    --pid-file "$work/server.pid" vol
+server=$(<"$work/server.pid")
+nbd-client 127.0.0.1 10811 "$D"
+wait_for 30 connected "$D"
+mount "$D" "$work/mnt"
+tar -C "$work/mnt" --compare -f "$work/tree.tar"
+echo 'by the old name' >"$work/mnt/note"
+umount "$work/mnt"
+no_io_errors "$D"
+nbd-client -d "$D"
+wait_for 60 unlocked vol
+kill -TERM "$server"
+wait_for 60 gone "$server"
+[[ ! -e $work/server.pid ]]
+D=$(swiftnbd attach vol)
+mount "$D" "$work/mnt"
+equal note "$(<"$work/mnt/note")" 'by the old name'
+umount "$work/mnt"
+swiftnbd detach vol
