@@ -87,11 +87,10 @@ impl Clients {
                     Ok((stream, peer)) => match Place::take(&self.places, peer) {
                         Ok(place) => {
                             let life = Arc::clone(self).client(stream, peer, stopping.clone());
-                            let span = tracing::info_span!("client", %peer);
                             clients.spawn(async move {
                                 let _place = place;
                                 life.await;
-                            }.instrument(span));
+                            });
                         }
                         Err(why) => self.complain(peer, "turned away", &why),
                     },
@@ -114,8 +113,14 @@ impl Clients {
     ) {
         let traffic = Arc::clone(&self.traffic);
         let ended = match stream {
-            Stream::Tcp(stream) => self.talk(Counted::new(stream, traffic), stopping).await,
-            Stream::Unix(stream) => self.talk(Counted::new(stream, traffic), stopping).await,
+            Stream::Tcp(stream) => {
+                self.talk(Counted::new(stream, traffic), peer, stopping)
+                    .await
+            }
+            Stream::Unix(stream) => {
+                self.talk(Counted::new(stream, traffic), peer, stopping)
+                    .await
+            }
         };
         match ended {
             Ok(()) => {}
@@ -147,6 +152,7 @@ impl Clients {
     async fn talk<S>(
         &self,
         mut stream: S,
+        peer: Peer,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
     where
@@ -156,7 +162,7 @@ impl Clients {
         let Some(acceptor) = &self.tls else {
             let negotiation = negotiate(&mut stream, &session, Tls::None);
             return match unless_stopped(&mut stopping, negotiation).await? {
-                Outcome::Chosen(chosen) => self.transmit(stream, chosen, stopping).await,
+                Outcome::Chosen(chosen) => self.transmit(stream, peer, chosen, stopping).await,
                 Outcome::StartTls(_) | Outcome::Left => Ok(()),
             };
         };
@@ -174,7 +180,7 @@ impl Clients {
         let outcome = unless_stopped(&mut stopping, negotiation).await?;
         match (outcome, secured) {
             (Outcome::Chosen(chosen), Some(stream)) => {
-                self.transmit(stream, chosen, stopping).await
+                self.transmit(stream, peer, chosen, stopping).await
             }
             _ => Ok(()),
         }
@@ -183,6 +189,7 @@ impl Clients {
     async fn transmit<S>(
         &self,
         mut stream: S,
+        peer: Peer,
         chosen: Chosen,
         mut stopping: watch::Receiver<bool>,
     ) -> Result<(), Failure>
@@ -198,13 +205,13 @@ impl Clients {
             pool: Some(self.pool.clone()),
             patience: Some(PATIENCE),
         };
-        tracing::debug!(export = chosen.name, "client came");
+        tracing::debug!(%peer, export = chosen.name, "client came");
         let serving = serve(&mut stream, chosen.device, terms, stop);
-        let span = tracing::info_span!("volume", name = chosen.name);
+        let span = tracing::info_span!("volume", name = chosen.name, %peer);
         let ended = serving.instrument(span).await;
         let _ = timeout(FAREWELL, stream.shutdown()).await;
         let how = ended.map_err(Failure::Transmission)?;
-        tracing::debug!(export = chosen.name, ?how, "client left");
+        tracing::debug!(%peer, export = chosen.name, ?how, "client left");
         Ok(())
     }
 }

@@ -75,14 +75,18 @@ pub(super) fn failure(
 /// A READ's data in chunks: neighbours that are both zeros, or both not, share
 /// one. With DF there is one only.
 fn chunks(request: &Request, mut pieces: Vec<Bytes>) -> (Header, Vec<Bytes>) {
-    pieces.retain(|piece| !piece.is_empty());
     let zeros = |piece: &Bytes| piece.len() >= LEAST_HOLE && is_zero(piece);
-    let holes: Vec<bool> = pieces.iter().map(zeros).collect();
-    let whole = request.flags & command_flag::DF != 0 && holes.contains(&false);
-    if whole || !holes.contains(&true) {
+    let df = request.flags & command_flag::DF != 0;
+    let sent_whole = match df {
+        true => !pieces.iter().all(|piece| piece.is_empty() || zeros(piece)),
+        false => !pieces.iter().any(zeros),
+    };
+    if sent_whole {
         let header = encode_data(request.cookie, true, request.offset, request.length);
         return (Header::Chunk(header), pieces);
     }
+    pieces.retain(|piece| !piece.is_empty());
+    let holes: Vec<bool> = pieces.iter().map(zeros).collect();
     let mut out = Vec::with_capacity(pieces.len() + 2);
     let mut at = 0;
     let mut offset = request.offset;
