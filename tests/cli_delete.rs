@@ -236,7 +236,8 @@ fn bulk_errors() {
         let outcome = sandbox.run_once(&DELETE);
         assert_eq!(outcome.status, 0, "{outcome:?}");
         assert_eq!(tamper.hits(), 1);
-        assert_eq!(single_deletes(&tamper), single);
+        let seen = tamper.seen();
+        assert_eq!(single_deletes(&tamper), single, "{seen:?}");
         assert_eq!(sandbox.snapshot(), None);
     }
 }

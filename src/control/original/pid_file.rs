@@ -128,6 +128,11 @@ mod tests {
             .arg("60")
             .spawn()
             .unwrap();
+        // A process that has just begun has no words yet.
+        let words = format!("/proc/{}/cmdline", server.id());
+        while fs::read(&words).unwrap().is_empty() {
+            std::thread::yield_now();
+        }
         fs::write(&path, server.id().to_string()).unwrap();
         let seen = PidFile::take(&path);
         server.kill().unwrap();
