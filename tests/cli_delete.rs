@@ -221,11 +221,14 @@ fn bulk_errors() {
              \"Number Not Found\": 0, \"Response Body\": \"\", \"Errors\": [{errors}]}}"
         );
         let length = body.len();
-        format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{body}").into_bytes()
+        // It is the last one on its connection, and says so: the next request must
+        // not be lost with it.
+        format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n{body}")
+            .into_bytes()
     };
     let refused = answer("400 Bad Request", r#"["/c/o", "403 Forbidden"]"#);
     let broken = answer("502 Bad Gateway", r#"["/c/o", "503 Unavailable"]"#);
-    let lies = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_vec();
+    let lies = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec();
     for (answer, single) in [(refused, 5), (lies, 5), (broken, 0)] {
         fill(&sandbox, 5);
         let mut once = Some(answer);
