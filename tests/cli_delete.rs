@@ -137,6 +137,57 @@ everywhere! {
     }
 }
 
+/// A deletion that died before it could begin: an unlock takes its mark back, and
+/// nothing is lost.
+#[test]
+fn only_intended() {
+    let sandbox = Sandbox::swift();
+    fill(&sandbox, 6);
+    let before = sandbox.snapshot().unwrap();
+    let mark = "intended by ctl-delete@1700000000.5";
+    sandbox.set_metadata(&[("Swiftnbd-Deleting", mark)]);
+    refused_by_all(&sandbox);
+    sandbox.run_once(&["unlock", VOLUME]).is_silent();
+    sandbox.run_once(&["lock", VOLUME]).is_silent();
+    sandbox.run_once(&["unlock", VOLUME]).is_silent();
+    assert_eq!(sandbox.snapshot().unwrap().1, before.1);
+    // Another holder was faster than the deletion, and goes on.
+    sandbox.set_metadata(&[
+        ("Swiftnbd-Deleting", mark),
+        ("Swiftnbd-Client", "far:1@1385853264"),
+    ]);
+    sandbox.run(&DELETE).failed(3, &[VOLUME, "far:1"], "unlock");
+    sandbox.set_metadata(&[("Swiftnbd-Client", "")]);
+    sandbox.run_once(&DELETE).is_silent();
+    assert_eq!(sandbox.snapshot(), None);
+}
+
+/// A listing that is behind, in a container that stays because of what else is in
+/// it: what it lacked goes as well.
+#[test]
+fn a_listing_that_is_behind() {
+    let (sandbox, tamper) = Sandbox::tampered();
+    fill(&sandbox, 5);
+    sandbox.put("stranger", b"here");
+    let rows = ["disk.part/00000001", "stranger"]
+        .map(|name| format!("{{\"name\": \"{name}\", \"bytes\": 4, \"hash\": \"\"}}"));
+    let body = format!("[{}]", rows.join(","));
+    let answer = format!(
+        "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut once = Some(answer.into_bytes());
+    tamper.rule(move |seen| match seen.path.contains("format=json") {
+        true => once.take().map_or(Act::Forward, Act::Raw),
+        false => Act::Forward,
+    });
+    let outcome = sandbox.run_once(&DELETE);
+    assert_eq!(outcome.status, 0, "{outcome:?}");
+    assert_eq!(tamper.hits(), 1);
+    let (_, objects) = sandbox.snapshot().unwrap();
+    assert_eq!(objects.keys().collect::<Vec<_>>(), ["stranger"]);
+}
+
 fn refused_by_all(sandbox: &Sandbox) {
     let before = sandbox.snapshot();
     let socket = sandbox.files.path().join("never.sock");

@@ -18,7 +18,8 @@ mod waiting;
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
@@ -138,9 +139,19 @@ everywhere! {
         assert!(last.starts_with("ctl-download@"), "{last}");
         assert_eq!(sandbox.metadata("swiftnbd-client"), "");
 
-        // Once more over what is there: an image that is there is replaced.
-        sandbox.run(&download(&copy, &[])).is_silent();
+        // A disk holds what not everybody may read.
+        let mode = |path: &Path| path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode(&copy), 0o600);
+
+        // Once more over what is there: an image that is there is replaced, and who
+        // may read it stays as it was; a link stays a link.
+        std::fs::set_permissions(&copy, PermissionsExt::from_mode(0o640)).unwrap();
+        let link = path(sandbox, "link.raw");
+        std::os::unix::fs::symlink(&copy, &link).unwrap();
+        sandbox.run(&download(&link, &[])).is_silent();
         same_but_for_zeros_at_the_end(&disk, &copy, 41 * 64 * KIB);
+        assert_eq!(mode(&copy), 0o640);
+        assert!(link.is_symlink());
     }
 
     /// A volume with other content becomes the image, zeros included, also behind
@@ -359,7 +370,9 @@ fn a_download_that_is_killed() {
     assert!(!part_of(&copy).exists());
 }
 
-/// The image changes between two attempts: what comes out is the new one.
+/// The image changes between two attempts: what comes out is the new one. What the
+/// first one has left on its way is waited for, also by the attempt after one that
+/// was killed while it waited.
 #[test]
 fn an_image_that_changes_between_two_attempts() {
     let (sandbox, tamper) = Sandbox::tampered();
@@ -368,7 +381,21 @@ fn an_image_that_changes_between_two_attempts() {
     let args = upload(&disk, &["--object-size", "4096"]);
     killed_after(&sandbox, &tamper, &args, "PUT", 8);
     image(&disk, 15 * 4096, &[(4096, 100), (9 * 4096, 4096)]);
-    sandbox.run_once(&args).is_silent();
+    let mut second = command(&args)
+        .arg("--config")
+        .arg(sandbox.config())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    let stderr = second.stderr.take().unwrap();
+    BufReader::new(stderr).read_line(&mut line).unwrap();
+    second.kill().unwrap();
+    second.wait().unwrap();
+    assert!(line.contains("waiting"), "{line}");
+    let third = sandbox.run_once(&args);
+    assert_eq!(third.status, 0, "{third:?}");
+    assert!(third.stderr.contains("waiting"), "{third:?}");
     sandbox.run_once(&download(&copy, &[])).is_silent();
     same_but_for_zeros_at_the_end(&disk, &copy, 16 * 4096);
 }

@@ -90,7 +90,7 @@ impl ObjectStore for Forgetful {
         self.inner.set_metadata(changes).await
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         self.inner.create().await
     }
 

@@ -21,8 +21,8 @@ const MAX_OBJECT: u64 = 8 << 20;
 /// All of it, on a container that is not there yet.
 async fn contract(store: &dyn ObjectStore) {
     a_missing_container_is_not_an_empty_one(store).await;
-    store.create().await.unwrap();
-    store.create().await.unwrap();
+    assert!(store.create().await.unwrap());
+    assert!(!store.create().await.unwrap());
     objects_are_what_was_put_last(store).await;
     what_is_no_name_or_no_body_is_refused(store).await;
     names_are_kept_as_they_are(store).await;

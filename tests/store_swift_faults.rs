@@ -559,7 +559,10 @@ async fn changes_of_the_container_that_fail() {
         .await;
         let store = store(server.auth_url());
         let changes = Metadata::from([("k".to_owned(), "v".to_owned())]);
-        for result in [store.create().await, store.set_metadata(&changes).await] {
+        for result in [
+            store.create().await.map(drop),
+            store.set_metadata(&changes).await,
+        ] {
             let error = checked(result.unwrap_err());
             assert_eq!((error.kind, error.lingers), (kind, lingers), "{status}");
         }

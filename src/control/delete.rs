@@ -55,11 +55,18 @@ pub fn run(config: &Config, args: &cli::Delete) -> Result<()> {
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let deleter = Holder::deleter(since_epoch());
-        doom::begin(&*store, &deleter)
-            .await
-            .map_err(|error| explain::meta(&volume, &error))?;
+        let begun = unless_told(&mut signals, doom::begin(&*store, &deleter)).await?;
+        begun.map_err(|error| explain::meta(&volume, &error))?;
         delete(&store, &volume, &mut signals).await
     })
+}
+
+/// The same, unless a signal comes before it is done.
+async fn unless_told<T>(signals: &mut Signals, work: impl Future<Output = T>) -> Result<T> {
+    tokio::select! {
+        done = work => Ok(done),
+        () = signals.recv() => Err(interrupted()),
+    }
 }
 
 /// What a person should know of a volume that can be deleted.
@@ -97,10 +104,17 @@ async fn delete(
     let failed = |error| explain::store(volume, &error);
     let progress = Progress::objects();
     for round in 1..=ROUNDS {
-        let strangers = delete_objects(store, volume, &progress, signals).await?;
+        let (ours, strangers) = delete_objects(store, volume, &progress, signals).await?;
         if let Some(strangers) = strangers {
+            // A listing may be behind. The next one then shows what is left; what
+            // none shows would be the content of whatever is made here later.
+            if ours > 0 && round < ROUNDS {
+                unless_told(signals, sleep(BETWEEN_ROUNDS)).await?;
+                continue;
+            }
             progress.end();
-            doom::erase(&**store).await.map_err(failed)?;
+            let erased = unless_told(signals, doom::erase(&**store)).await?;
+            erased.map_err(failed)?;
             tracing::warn!(
                 "volume {} is deleted; its container {} stays: it holds {strangers}",
                 volume.name,
@@ -108,13 +122,13 @@ async fn delete(
             );
             return Ok(());
         }
-        match store.remove().await {
+        match unless_told(signals, store.remove()).await? {
             Ok(()) => {
                 progress.end();
                 return Ok(());
             }
             Err(error) if error.kind == ErrorKind::Invalid && round < ROUNDS => {
-                sleep(BETWEEN_ROUNDS).await;
+                unless_told(signals, sleep(BETWEEN_ROUNDS)).await?;
             }
             Err(error) if error.kind == ErrorKind::Invalid => {
                 let error = failed(error);
@@ -129,16 +143,17 @@ async fn delete(
     Ok(())
 }
 
-/// Deletes all of a volume's objects that listings show. What else there is, in
-/// words.
+/// Deletes all of a volume's objects that listings show: how many, and what else
+/// there is, in words.
 async fn delete_objects(
     store: &Arc<dyn ObjectStore>,
     volume: &Volume,
     progress: &Progress,
     signals: &mut Signals,
-) -> Result<Option<String>> {
+) -> Result<(usize, Option<String>)> {
     let mut after = String::new();
     let mut strangers = (0_u64, String::new());
+    let mut deleted = 0;
     loop {
         let page = tokio::select! {
             page = store.list(&after, "", PAGE) => page,
@@ -157,6 +172,7 @@ async fn delete_objects(
             strangers.1 = first.escape_debug().to_string();
         }
         strangers.0 += others.len() as u64;
+        deleted += ours.len();
         let batches = ours.chunks(TOGETHER).map(|names| Ok(names.to_vec()));
         let work = |names: Vec<String>| {
             let (store, volume, progress) = (Arc::clone(store), volume.clone(), progress.clone());
@@ -169,9 +185,10 @@ async fn delete_objects(
         };
         in_parallel(batches, DELETIONS, &Pace::new(None), signals, work).await?;
     }
-    Ok(match strangers {
+    let strangers = match strangers {
         (0, _) => None,
         (1, name) => Some(format!("an object that is not a volume's: {name}")),
         (many, name) => Some(format!("{many} objects that are not a volume's: {name}, …")),
-    })
+    };
+    Ok((deleted, strangers))
 }

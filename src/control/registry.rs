@@ -86,10 +86,18 @@ pub struct VolumeLock(#[allow(dead_code, reason = "held for its lock")] Flock<Fi
 
 /// The registry's directory, made if need be.
 pub fn directory() -> Result<PathBuf> {
-    let path = match std::env::var_os("XDG_RUNTIME_DIR") {
-        // `serve` needs no root; a user's volumes are the user's business.
-        Some(own) if !nix::unistd::geteuid().is_root() => PathBuf::from(own).join("swiftnbd"),
-        _ => PathBuf::from(DIRECTORY),
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    let path = if nix::unistd::geteuid().is_root() {
+        PathBuf::from(DIRECTORY)
+    } else if let Some(own) = variable("XDG_RUNTIME_DIR").or_else(|| variable("XDG_STATE_HOME")) {
+        // `serve` and the transfers need no root; a user's volumes are the user's
+        // business.
+        PathBuf::from(own).join("swiftnbd")
+    } else if let Some(home) = variable("HOME") {
+        // Where nobody has logged in: cron, a service.
+        PathBuf::from(home).join(".local/state/swiftnbd")
+    } else {
+        PathBuf::from(DIRECTORY)
     };
     let made = DirBuilder::new().recursive(true).mode(0o700).create(&path);
     made.map_err(|error| refused(&format!("cannot make {}", path.display()), &error))?;

@@ -70,28 +70,39 @@ async fn claim(volume: &Volume, source: &Source, args: &cli::Upload) -> Result<C
     let place = Place::enter(volume)?;
     let store = place.impatient();
     let mut fresh = false;
-    let there = match meta::read(store).await {
-        Ok(there) => Some(there.layout),
-        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {
-            fresh = true;
-            None
-        }
-        // As we leave it if we are killed between making it and describing it.
-        Err(MetaError::NotAVolume) if is_empty(store, volume).await? => None,
-        Err(error) => return Err(explain::meta(volume, &error)),
-    };
-    match there {
+    match look(store, volume).await? {
         Some(layout) => check_fits(volume, &layout, source, args)?,
         None => {
             let object_size = volumes::object_size(args.object_size)?;
             let objects = source.size().div_ceil(object_size);
             let layout = volumes::whole_layout(objects, object_size)?;
             let failed = |error| explain::store(volume, &error);
-            store.create().await.map_err(failed)?;
-            meta::write(store, &layout).await.map_err(failed)?;
+            fresh = store.create().await.map_err(failed)?;
+            // Somebody else may be making it, too, and be ahead of us.
+            match fresh {
+                true => None,
+                false => look(store, volume).await?,
+            }
+            .map_or(Ok(()), |there| check_fits(volume, &there, source, args))?;
+            meta::describe(store, &layout).await.map_err(failed)?;
         }
     }
-    place.claim(Verb::Upload, source.looks(), fresh).await
+    place.claim(Verb::Upload, source.identity(), fresh).await
+}
+
+/// The geometry of the volume that is there. A look may reach a replica that is
+/// behind, so only several of them say that there is none.
+async fn look(store: &dyn ObjectStore, volume: &Volume) -> Result<Option<Layout>> {
+    for _ in 0..meta::LOOKS {
+        match meta::read(store).await {
+            Ok(there) => return Ok(Some(there.layout)),
+            Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {}
+            // As we leave it if we are killed between making it and describing it.
+            Err(MetaError::NotAVolume) if is_empty(store, volume).await? => {}
+            Err(error) => return Err(explain::meta(volume, &error)),
+        }
+    }
+    Ok(None)
 }
 
 async fn is_empty(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {

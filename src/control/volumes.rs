@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::registry::{self, unix_now};
+use super::registry::{self, since_epoch, unix_now};
 use super::{block_on, container, explain};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
@@ -207,7 +207,7 @@ fn json(name: &str, volume: &meta::Volume) -> serde_json::Value {
 pub fn lock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
     let store = container(&volume)?.impatient;
-    let holder = Holder(format!("ctl@{}", unix_now()));
+    let holder = Holder::tool("ctl", since_epoch());
     block_on(async { meta::lock(&*store, &holder).await })
         .map_err(|error| explain::meta(&volume, &error))?;
     Ok(())

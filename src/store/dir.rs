@@ -221,7 +221,7 @@ impl Inner {
         self.write_metadata("POST", &metadata)
     }
 
-    fn create(&self) -> Result<(), StoreError> {
+    fn create(&self) -> Result<bool, StoreError> {
         let fail = |path: &Path, error| self.failed("create", "", path, error);
         files::make_directories(&self.root).map_err(|error| fail(&self.root, error))?;
         for path in [
@@ -233,8 +233,11 @@ impl Inner {
         }
         let _locked = self.lock()?;
         match self.exists("create", "") {
-            Ok(()) => Ok(()),
-            Err(_) => self.write_metadata("create", &Metadata::new()),
+            Ok(()) => Ok(false),
+            Err(_) => {
+                self.write_metadata("create", &Metadata::new())?;
+                Ok(true)
+            }
         }
     }
 
@@ -413,7 +416,7 @@ impl ObjectStore for DirStore {
             .await
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         self.blocking("create", Inner::create).await
     }
 

@@ -188,13 +188,12 @@ impl ObjectStore for MemoryStore {
         })
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         check::container(&self.container)?;
-        self.service
-            .lock()
-            .entry(self.container.clone())
-            .or_default();
-        Ok(())
+        let mut service = self.service.lock();
+        let made = !service.contains_key(&self.container);
+        service.entry(self.container.clone()).or_default();
+        Ok(made)
     }
 
     async fn remove(&self) -> Result<(), StoreError> {

@@ -97,7 +97,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError>;
 
     /// Makes the container; one that exists already is a success.
-    async fn create(&self) -> Result<(), StoreError>;
+    /// True if it was this request that made it; false is no proof of anything.
+    async fn create(&self) -> Result<bool, StoreError>;
 
     /// Removes the container. One that is not there is a success, one that still
     /// holds objects [`ErrorKind::Invalid`].

@@ -415,7 +415,7 @@ impl ObjectStore for Retry {
             .await
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         self.call(Call::Read("creation"), || self.inner.create())
             .await
     }

@@ -279,7 +279,8 @@ impl SwiftStore {
     }
 
     /// Sends a write of the container itself.
-    async fn change(&self, request: &Request, success: &[u16]) -> Result<(), StoreError> {
+    /// Its status is one of these.
+    async fn change(&self, request: &Request, success: &[u16]) -> Result<u16, StoreError> {
         let reply = self.send(request).await?;
         let status = reply.status().as_u16();
         let error = match status {
@@ -292,7 +293,7 @@ impl SwiftStore {
         };
         http::drain(reply).await;
         match success.contains(&status) {
-            true => Ok(()),
+            true => Ok(status),
             false => Err(error),
         }
     }
@@ -417,12 +418,13 @@ impl ObjectStore for SwiftStore {
         let mut request = self.request(Method::POST, "");
         request.headers = answer::metadata_headers(changes)
             .ok_or_else(|| request.error(ErrorKind::Invalid, "a key or value is not a header"))?;
-        self.change(&request, &[202, 204]).await
+        self.change(&request, &[202, 204]).await.map(drop)
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         let request = self.request(Method::PUT, "");
-        self.change(&request, &[201, 202]).await
+        let status = self.change(&request, &[201, 202]).await?;
+        Ok(status == 201)
     }
 
     async fn remove(&self) -> Result<(), StoreError> {

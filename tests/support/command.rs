@@ -160,7 +160,7 @@ impl Sandbox {
     pub fn create(&self) {
         match &self.place {
             Place::Swift(swift) => swift.create(&self.container),
-            Place::Dir(_) => wait(self.dir_store().create()),
+            Place::Dir(_) => assert!(wait(self.dir_store().create())),
         }
     }
 

@@ -303,7 +303,7 @@ impl ObjectStore for FaultStore {
         self.world.inner.set_metadata(changes).await
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         self.world.inner.create().await
     }
 

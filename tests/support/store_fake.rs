@@ -146,7 +146,7 @@ impl ObjectStore for FakeStore {
         self.inner.set_metadata(changes).await
     }
 
-    async fn create(&self) -> Result<(), StoreError> {
+    async fn create(&self) -> Result<bool, StoreError> {
         self.step("create", None).await?;
         self.inner.create().await
     }

@@ -96,6 +96,8 @@ pub struct Claim {
     differs: bool,
     /// From when on nothing of an earlier holder can take effect.
     quiet_at: Option<Instant>,
+    /// What the record is to say from then on, if that is something else.
+    pending: Option<Record>,
 }
 
 impl Place {
@@ -135,6 +137,12 @@ impl Place {
             }
             None => None,
         };
+        // Until the wait for what another source has left on its way is over, the
+        // record is of no source: whoever takes this one up has to wait as well.
+        let pending = (resumed == Some(false)).then(|| record.clone());
+        if pending.is_some() {
+            record.source.clear();
+        }
         self.write(&record)?;
         let mut holder = Some(Holder(record.client));
         if let (None, Some(ours)) = (resumed, &holder)
@@ -158,6 +166,7 @@ impl Place {
             fresh: record.fresh,
             differs: lately || resumed == Some(false),
             quiet_at,
+            pending,
             place: self,
         })
     }
@@ -251,8 +260,12 @@ impl Claim {
     /// released.
     pub async fn await_quiet(&self, signals: &mut Signals) -> Result<()> {
         match self.quiet_at {
-            Some(at) if self.differs => self.wait_until(at, signals).await,
-            _ => Ok(()),
+            Some(at) if self.differs => self.wait_until(at, signals).await?,
+            _ => {}
+        }
+        match &self.pending {
+            Some(record) => self.place.write(record),
+            None => Ok(()),
         }
     }
 

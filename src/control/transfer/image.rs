@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, Flock, FlockArg, fallocate};
 use nix::unistd::{Whence, lseek};
 
+use crate::control::registry::since_epoch;
 use crate::error::{Error, Exit, Result};
 use crate::image::objects::is_zero;
 
@@ -53,7 +54,10 @@ pub struct Source {
     file: File,
     path: PathBuf,
     size: u64,
+    /// As it was when it was opened.
     looks: String,
+    /// What tells its content from another.
+    identity: String,
 }
 
 impl Source {
@@ -78,11 +82,18 @@ impl Source {
         let mut file = options.open(path).map_err(cannot)?;
         let size = file.seek(SeekFrom::End(0)).map_err(cannot)?;
         let looks = looks(&file, path).map_err(cannot)?;
+        // What is written to a device changes nothing of its node: an earlier run
+        // of ours may have seen another content.
+        let identity = match kind.is_block_device() {
+            true => format!("{looks} {} {:?}", std::process::id(), since_epoch()),
+            false => looks.clone(),
+        };
         Ok(Source {
             file,
             path: path.to_owned(),
             size,
             looks,
+            identity,
         })
     }
 
@@ -91,10 +102,10 @@ impl Source {
         self.size
     }
 
-    /// The file's identity, size and time of change: another text is another
+    /// The file's identity, size and time of change: the same text is the same
     /// content, as far as the file system tells.
-    pub fn looks(&self) -> &str {
-        &self.looks
+    pub fn identity(&self) -> &str {
+        &self.identity
     }
 
     /// Fails if it was changed since it was opened.
@@ -169,6 +180,8 @@ impl Target {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(failed(image, "write", &error)),
         }
+        // A link stays one: what it points to is replaced.
+        let image = image.canonicalize().unwrap_or_else(|_| image.to_owned());
         let Some(name) = image.file_name() else {
             let text = format!("{} is not the name of a file", image.display());
             return Err(Error::usage(text));
@@ -179,20 +192,28 @@ impl Target {
         let cannot = |error: io::Error| failed(&path, "write", &error);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false);
+        // A disk holds what not everybody may read.
         let file = options
+            .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
             .map_err(cannot)?;
-        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
+        let taken = || {
             let text = format!("another download writes {}", path.display());
             Error::new(Exit::InUse, text)
-        })?;
+        };
+        let file = Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| taken())?;
+        // Between our opening and locking it, another one may have completed it.
+        let (ours, there) = (file.metadata().map_err(cannot)?, fs::metadata(&path));
+        if !there.is_ok_and(|there| (there.dev(), there.ino()) == (ours.dev(), ours.ino())) {
+            return Err(taken());
+        }
         let used = file.metadata().map_err(cannot)?.len() > 0;
         file.set_len(size).map_err(cannot)?;
         Ok(Target {
             file,
             path,
-            image: image.to_owned(),
+            image,
             used,
         })
     }
@@ -252,14 +273,24 @@ impl Target {
         put(run)
     }
 
+    /// Takes over owner and mode of an image that is there.
+    fn look_like_the_old_one(&self) -> io::Result<()> {
+        let Ok(old) = fs::metadata(&self.image) else {
+            return Ok(());
+        };
+        // Only root may give a file away; then it stays ours.
+        let _ = std::os::unix::fs::fchown(&*self.file, Some(old.uid()), Some(old.gid()));
+        self.file.set_permissions(old.permissions())
+    }
+
     /// Makes it durable, and only then the image.
     pub fn finish(self) -> Result<()> {
         let directory = match self.image.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        self.file
-            .sync_all()
+        self.look_like_the_old_one()
+            .and_then(|()| self.file.sync_all())
             .and_then(|()| fs::rename(&self.path, &self.image))
             .and_then(|()| File::open(directory)?.sync_all())
             .map_err(|error| failed(&self.image, "write", &error))

@@ -26,7 +26,7 @@ const DELETING: &str = "swiftnbd-deleting";
 
 /// How often the metadata is read where a lock may be there: each read may reach
 /// another replica, and any holder that one of them shows counts.
-const LOOKS: usize = 3;
+pub const LOOKS: usize = 3;
 
 /// A volume of format 1, as its container describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -201,18 +201,27 @@ pub async fn read(store: &dyn ObjectStore) -> Result<Volume, MetaError> {
     Ok(volume)
 }
 
-/// Makes the container a volume. Objects that are there already stay, and are
-/// its content, as with the original.
+/// Makes the container a volume that nobody has locked. Objects that are there
+/// already stay, and are its content, as with the original.
 pub async fn write(store: &dyn ObjectStore, layout: &Layout) -> Result<(), StoreError> {
+    let mut changes = description(layout);
+    changes.insert(CLIENT.to_owned(), String::new());
+    changes.insert(LAST.to_owned(), String::new());
+    store.set_metadata(&changes).await
+}
+
+/// The same, and leaves alone a lock that is there.
+pub async fn describe(store: &dyn ObjectStore, layout: &Layout) -> Result<(), StoreError> {
+    store.set_metadata(&description(layout)).await
+}
+
+fn description(layout: &Layout) -> Metadata {
     let set = |key: &str, value: String| (key.to_owned(), value);
-    let changes = Metadata::from([
+    Metadata::from([
         set(VERSION, "1".to_owned()),
         set(OBJECTS, layout.objects.to_string()),
         set(OBJECT_SIZE, layout.object_size.to_string()),
-        set(CLIENT, String::new()),
-        set(LAST, String::new()),
-    ]);
-    store.set_metadata(&changes).await
+    ])
 }
 
 /// Locks the volume for `holder`. [`MetaError::Locked`] if somebody else has it.
@@ -265,9 +274,19 @@ pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaErr
         Err(damage @ (MetaError::Damaged { .. } | MetaError::Deleting)) => damage,
         Err(error) => return Err(error),
     };
-    let holder = client(store).await?.ok_or(unlocked)?;
-    let mut changes = released(&holder);
-    changes.insert(UNLOCKED.to_owned(), now.to_string());
+    let intended = doom::only_intended(store).await?;
+    let (holder, mut changes) = match (client(store).await?, &intended) {
+        (Some(holder), _) => {
+            let mut changes = released(&holder);
+            changes.insert(UNLOCKED.to_owned(), now.to_string());
+            (holder, changes)
+        }
+        (None, Some(deleter)) => (deleter.clone(), Metadata::new()),
+        (None, None) => return Err(unlocked),
+    };
+    if intended.is_some() {
+        changes.insert(DELETING.to_owned(), String::new());
+    }
     store.set_metadata(&changes).await?;
     Ok(holder)
 }

@@ -90,7 +90,8 @@ impl Request {
         let (builder, connect) = (error.is_builder(), error.is_connect());
         let error = error.without_url();
         let detail = reason(&error);
-        if let Some(hint) = tls::hint(&error) {
+        // On a connection that stood, the request may have been received.
+        if connect && let Some(hint) = tls::hint(&error) {
             return self.error(ErrorKind::Invalid, detail).hint(hint);
         }
         if builder {

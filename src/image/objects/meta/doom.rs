@@ -4,13 +4,15 @@
 use std::time::Duration;
 
 use super::{
-    CLIENT, DELETING, Holder, LAST, MetaError, OBJECT_SIZE, OBJECTS, UNLOCKED, VERSION, Volume,
-    client,
+    CLIENT, DELETING, Holder, LAST, LOOKS, MetaError, OBJECT_SIZE, OBJECTS, UNLOCKED, VERSION,
+    Volume, client,
 };
 use crate::store::{Metadata, ObjectStore, StoreError};
 
 /// Who a volume's holder is meanwhile.
 const DELETER: &str = "ctl-delete";
+/// What stands before the holder in the mark until the deletion can begin.
+const INTENDED: &str = "intended by ";
 
 impl Holder {
     /// Whoever deletes a volume, now.
@@ -38,14 +40,40 @@ pub async fn begin(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaE
     }
     let set = |key: &str, value: &str| Metadata::from([(key.to_owned(), value.to_owned())]);
     if !metadata.contains_key(DELETING) {
-        store.set_metadata(&set(DELETING, &holder.0)).await?;
-        if let Some(user) = user().await? {
-            store.set_metadata(&set(DELETING, "")).await?;
-            return Err(MetaError::Locked(user));
+        let intended = format!("{INTENDED}{}", holder.0);
+        store.set_metadata(&set(DELETING, &intended)).await?;
+        match user().await {
+            Ok(None) => {}
+            Ok(Some(user)) => {
+                store.set_metadata(&set(DELETING, "")).await?;
+                return Err(MetaError::Locked(user));
+            }
+            Err(error) => {
+                // If this fails too, `unlock` does it.
+                let _ = store.set_metadata(&set(DELETING, "")).await;
+                return Err(error.into());
+            }
         }
     }
     // The original's tools know nothing of the mark.
-    Ok(store.set_metadata(&set(CLIENT, &holder.0)).await?)
+    let mut begun = set(CLIENT, &holder.0);
+    begun.extend(set(DELETING, &holder.0));
+    Ok(store.set_metadata(&begun).await?)
+}
+
+/// Whoever marked the volume and died before anything could be deleted. Several looks
+/// must agree: of a deletion that has begun, nothing is taken back.
+pub(super) async fn only_intended(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreError> {
+    let mut intender = None;
+    for _ in 0..LOOKS {
+        let metadata = store.metadata().await?;
+        let mark = metadata.get(DELETING).map_or("", String::as_str);
+        match mark.strip_prefix(INTENDED) {
+            Some(holder) => intender = Some(Holder(holder.to_owned())),
+            None => return Ok(None),
+        }
+    }
+    Ok(intender)
 }
 
 /// Takes all that makes the container a volume away from it.

@@ -106,7 +106,7 @@ impl Conversation<'_> {
         let connect = error.is_connect();
         let error = error.without_url();
         let detail = reason(&error);
-        if let Some(hint) = tls::hint(&error) {
+        if connect && let Some(hint) = tls::hint(&error) {
             return self.failure(ErrorKind::Invalid, detail).hint(hint);
         }
         if connect {
