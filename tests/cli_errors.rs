@@ -205,7 +205,10 @@ everywhere! {
         let client = sandbox.metadata("swiftnbd-client");
         let (who, when) = client.split_once('@').unwrap();
         assert_eq!(who, "ctl");
-        assert!(when.parse::<u64>().unwrap() > 1_700_000_000, "{when}");
+        // With a fraction, as the original's: two locks of one second are not one.
+        let (seconds, fraction) = when.split_once('.').unwrap();
+        assert!(seconds.parse::<u64>().unwrap() > 1_700_000_000, "{when}");
+        assert_eq!(fraction.len(), 6, "{when}");
 
         let before = sandbox.snapshot();
         sandbox.run(&["lock", VOLUME])
