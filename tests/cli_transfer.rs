@@ -381,6 +381,7 @@ fn an_image_that_changes_between_two_attempts() {
     let args = upload(&disk, &["--object-size", "4096"]);
     killed_after(&sandbox, &tamper, &args, "PUT", 8);
     image(&disk, 15 * 4096, &[(4096, 100), (9 * 4096, 4096)]);
+    let args = [&args[..], &["-v"]].concat();
     let mut second = command(&args)
         .arg("--config")
         .arg(sandbox.config())
