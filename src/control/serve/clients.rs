@@ -209,7 +209,11 @@ impl Clients {
         let serving = serve(&mut stream, chosen.device, terms, stop);
         let span = tracing::info_span!("volume", name = chosen.name, %peer);
         let ended = serving.instrument(span).await;
-        let _ = timeout(FAREWELL, stream.shutdown()).await;
+        // After a failure in writing, the stream may end in the middle of a reply:
+        // nothing may follow, nor a word that it was complete.
+        if !matches!(ended, Err(TransmissionError::Io(_))) {
+            let _ = timeout(FAREWELL, stream.shutdown()).await;
+        }
         let how = ended.map_err(Failure::Transmission)?;
         tracing::debug!(%peer, export = chosen.name, ?how, "client left");
         Ok(())
