@@ -75,8 +75,13 @@ impl Clients {
         })
     }
 
-    /// Serves whoever comes until a signal; returns when all have been answered.
-    pub(super) async fn serve(self: &Arc<Clients>, listener: &Listener, signals: &mut Signals) {
+    /// Serves whoever comes until a signal; returns when all have been answered, or
+    /// at a second signal: true if that came.
+    pub(super) async fn serve(
+        self: &Arc<Clients>,
+        listener: &Listener,
+        signals: &mut Signals,
+    ) -> bool {
         let (stop, stopping) = watch::channel(false);
         let mut clients = JoinSet::new();
         loop {
@@ -101,8 +106,18 @@ impl Clients {
                 }
             }
         }
+        tracing::info!(clients = clients.len(), "ending");
         stop.send_replace(true);
-        while clients.join_next().await.is_some() {}
+        let answered = async { while clients.join_next().await.is_some() {} };
+        let interrupted = tokio::select! {
+            () = answered => false,
+            () = signals.recv() => true,
+        };
+        if interrupted {
+            tracing::warn!("ended with {} clients not answered", clients.len());
+            clients.shutdown().await;
+        }
+        interrupted
     }
 
     async fn client(
