@@ -57,6 +57,28 @@ async fn replies_are_to_be_taken() {
     assert_eq!(error.kind(), std::io::ErrorKind::TimedOut);
 }
 
+/// A reply that was left half taken is followed by nothing: the client would take
+/// that for the rest of it.
+#[tokio::test(start_paused = true)]
+async fn nothing_follows_half_a_reply() {
+    const PIPE: usize = 64 << 10;
+    let image = TestImage::new(KEPT);
+    let (mut client, server) = start(&image, terms(None));
+    client.send(&header(0, READ, 1, GATED, 512)).await;
+    client.send(&header(0, READ, 2, 0, 2 * PIPE as u32)).await;
+    sleep(2 * PATIENCE).await;
+    // It waits for what is in flight.
+    assert!(!server.is_finished());
+    assert_eq!(client.reply().await, (OK, 2));
+    client.data(PIPE - 16).await;
+    image.gate.add_permits(1);
+    client.assert_end().await;
+    assert!(matches!(
+        server.await.unwrap(),
+        Err(TransmissionError::Io(_))
+    ));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_byte_now_and_then_is_not_enough() {
     let image = TestImage::new(KEPT);

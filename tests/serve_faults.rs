@@ -478,7 +478,7 @@ fn a_second_signal_gives_up() {
     tamper.await_hits(2);
     pause(A_WHILE);
     server.signal(Signal::SIGTERM);
-    server.end();
+    assert_eq!(server.end(), 1);
     server.await_log(&["ERROR", VOLUME, "not durable", "locked"]);
     assert_holds(&sandbox, &[(2, body(2))]);
     assert_ne!(sandbox.metadata("swiftnbd-client"), "");

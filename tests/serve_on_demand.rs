@@ -178,3 +178,81 @@ fn a_signal_while_it_is_leased() {
     assert!(locked(&sandbox));
     end(server, &sandbox);
 }
+
+/// A volume that cannot be opened is unlocked, however often that fails first.
+#[test]
+fn what_cannot_be_opened_is_unlocked() {
+    let (sandbox, tamper) = Sandbox::tampered();
+    // Less than four objects: found out when it is locked already.
+    sandbox.configure("dirty = \"1MiB\"");
+    sandbox.set_up(OBJECTS, 512 << 10);
+    let server = serve(&sandbox);
+    let mut locks = 0;
+    tamper.rule(move |seen| {
+        locks += u32::from(seen.method == "POST");
+        match seen.method == "POST" && locks > 1 {
+            true => Act::Status(403),
+            false => Act::Forward,
+        }
+    });
+    assert!(Client::go(&server.socket, VOLUME).is_err());
+    server.await_log(&["ERROR", "cannot unlock", VOLUME]);
+    assert!(locked(&sandbox));
+    tamper.forward();
+    await_unlocked(&sandbox);
+    end(server, &sandbox);
+}
+
+/// The credentials are those that are configured when a volume is leased.
+#[test]
+fn credentials_are_read_at_each_lease() {
+    let sandbox = Sandbox::swift();
+    sandbox.set_up(OBJECTS, SIZE as u64);
+    let good = std::fs::read_to_string(sandbox.config()).unwrap();
+    let bad = good.replace("password = \"", "password = \"not-");
+    assert_ne!(bad, good);
+    command::write_private(&sandbox.config(), &bad);
+    let server = serve(&sandbox);
+    assert!(Client::go(&server.socket, VOLUME).is_err());
+    command::write_private(&sandbox.config(), &good);
+    server.client().disconnect();
+    await_unlocked(&sandbox);
+    // What cannot be read changes nothing.
+    command::write_private(&sandbox.config(), "[");
+    server.client().disconnect();
+    server.await_log(&["ERROR", "configuration", "old credentials stay", VOLUME]);
+    await_unlocked(&sandbox);
+    command::write_private(&sandbox.config(), &bad);
+    assert!(Client::go(&server.socket, VOLUME).is_err());
+    end(server, &sandbox);
+}
+
+/// A request that waits for Swift keeps the server, until a second signal.
+#[test]
+fn a_second_signal_waits_for_no_request() {
+    for swift_is_there in [true, false] {
+        let (sandbox, tamper) = Sandbox::tampered();
+        sandbox.set_up(OBJECTS, SIZE as u64);
+        let mut server = serve(&sandbox);
+        let mut client = server.client();
+        tamper.rule(move |seen| match swift_is_there && seen.method != "GET" {
+            true => Act::Forward,
+            false => Act::Hang,
+        });
+        let _waiting = client.send_read(0, SIZE as u32).unwrap();
+        tamper.await_hits(1);
+        server.signal(Signal::SIGTERM);
+        server.await_log(&["INFO", "ending"]);
+        server.signal(Signal::SIGTERM);
+        let status = server.end();
+        server.await_log(&["WARN", "1 clients not answered"]);
+        assert_eq!(
+            (status, locked(&sandbox)),
+            match swift_is_there {
+                true => (0, false),
+                false => (1, true),
+            }
+        );
+        drop(client);
+    }
+}

@@ -119,6 +119,9 @@ struct Connection<S> {
     done_sender: mpsc::UnboundedSender<Answer>,
     outbox: Outbox,
     unflushed: bool,
+    /// Nothing is written any more: what was written last may end in the middle
+    /// of a reply, and the client would take whatever follows for the rest of it.
+    deaf: bool,
     /// The next request's boundary is the end.
     stopping: bool,
     /// Nothing is read any more; returned once nothing is in flight.
@@ -144,6 +147,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
             done_sender,
             outbox: Outbox::default(),
             unflushed: false,
+            deaf: false,
             stopping: false,
             ending: None,
             reading: Watch::new(terms.patience),
@@ -325,7 +329,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         if let Some(failure) = &answer.failure {
             self.complaints.log(failure);
         }
-        self.outbox.push(answer.reply);
+        match self.deaf {
+            true => self.in_flight.release(answer.reply.share),
+            false => self.outbox.push(answer.reply),
+        }
     }
 
     /// Writes what is ready; true if anything changed.
@@ -394,9 +401,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Connection<S> {
         true
     }
 
-    /// The client does not listen any more: replies are dropped, these and, as
-    /// the stream goes on failing, those of what is still in flight.
+    /// The client does not listen any more: replies are dropped, these and those
+    /// of what is still in flight.
     fn stop_writing(&mut self, error: io::Error) {
+        self.deaf = true;
         self.unflushed = false;
         let in_flight = &mut self.in_flight;
         self.outbox.clear(|share| in_flight.release(share));

@@ -75,8 +75,13 @@ impl Clients {
         })
     }
 
-    /// Serves whoever comes until a signal; returns when all have been answered.
-    pub(super) async fn serve(self: &Arc<Clients>, listener: &Listener, signals: &mut Signals) {
+    /// Serves whoever comes until a signal; returns when all have been answered, or
+    /// at a second signal: true if that came.
+    pub(super) async fn serve(
+        self: &Arc<Clients>,
+        listener: &Listener,
+        signals: &mut Signals,
+    ) -> bool {
         let (stop, stopping) = watch::channel(false);
         let mut clients = JoinSet::new();
         loop {
@@ -101,8 +106,18 @@ impl Clients {
                 }
             }
         }
+        tracing::info!(clients = clients.len(), "ending");
         stop.send_replace(true);
-        while clients.join_next().await.is_some() {}
+        let answered = async { while clients.join_next().await.is_some() {} };
+        let interrupted = tokio::select! {
+            () = answered => false,
+            () = signals.recv() => true,
+        };
+        if interrupted {
+            tracing::warn!("ended with {} clients not answered", clients.len());
+            clients.shutdown().await;
+        }
+        interrupted
     }
 
     async fn client(
@@ -209,7 +224,11 @@ impl Clients {
         let serving = serve(&mut stream, chosen.device, terms, stop);
         let span = tracing::info_span!("volume", name = chosen.name, %peer);
         let ended = serving.instrument(span).await;
-        let _ = timeout(FAREWELL, stream.shutdown()).await;
+        // After a failure in writing, the stream may end in the middle of a reply:
+        // nothing may follow, nor a word that it was complete.
+        if !matches!(ended, Err(TransmissionError::Io(_))) {
+            let _ = timeout(FAREWELL, stream.shutdown()).await;
+        }
         let how = ended.map_err(Failure::Transmission)?;
         tracing::debug!(%peer, export = chosen.name, ?how, "client left");
         Ok(())

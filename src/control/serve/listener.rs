@@ -4,7 +4,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -146,6 +146,8 @@ fn cannot_listen(place: &dyn fmt::Display, error: &io::Error) -> Error {
 pub(super) struct SocketFile {
     listener: UnixListener,
     path: PathBuf,
+    /// What was bound: somebody may put another file there.
+    identity: Option<(u64, u64)>,
 }
 
 impl SocketFile {
@@ -155,24 +157,85 @@ impl SocketFile {
         let is_socket =
             std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
         if is_socket {
-            if UnixStream::connect(path).await.is_ok() {
-                let text = format!("another server listens on {}", path.display());
-                return Err(Error::new(Exit::InUse, text));
+            match UnixStream::connect(path)
+                .await
+                .map_err(|error| error.kind())
+            {
+                // Alive, or so busy that nobody else may connect now.
+                Ok(_) | Err(io::ErrorKind::WouldBlock) => {
+                    let text = format!("another server listens on {}", path.display());
+                    return Err(Error::new(Exit::InUse, text));
+                }
+                Err(io::ErrorKind::ConnectionRefused) => {
+                    std::fs::remove_file(path).map_err(failed)?;
+                }
+                Err(io::ErrorKind::NotFound) => {}
+                Err(kind) => return Err(failed(kind.into())),
             }
-            std::fs::remove_file(path).map_err(failed)?;
         }
         let listener = UnixListener::bind(path).map_err(failed)?;
-        // Whoever may connect may read the volume: that is the owner alone.
-        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
-        Ok(SocketFile {
+        let socket = SocketFile {
             listener,
             path: path.to_owned(),
-        })
+            identity: identity(path),
+        };
+        // Whoever may connect may read the volume: that is the owner alone.
+        std::fs::set_permissions(path, PermissionsExt::from_mode(0o600)).map_err(failed)?;
+        Ok(socket)
     }
 }
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Device and inode of a file.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path).ok()?;
+    Some((found.dev(), found.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn only_a_dead_socket_file_is_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        // Nobody removes the file of a listener that is dropped.
+        drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
+        let socket = SocketFile::bind(&path).await.unwrap();
+        let second = SocketFile::bind(&path).await.err().unwrap();
+        assert_eq!(second.exit, Exit::InUse);
+        drop(socket);
+        assert!(!path.exists());
+        // Somebody lives there, but speaks otherwise.
+        let other = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+        let refused = SocketFile::bind(&path).await.err().unwrap();
+        assert_eq!(refused.exit, Exit::Failed);
+        drop(other);
+        assert!(path.exists());
+        std::fs::remove_file(&path).unwrap();
+        std::fs::write(&path, "a file").unwrap();
+        assert!(SocketFile::bind(&path).await.is_err());
+        assert_eq!(std::fs::read(&path).unwrap(), b"a file");
+    }
+
+    #[tokio::test]
+    async fn the_file_of_another_server_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let first = SocketFile::bind(&path).await.unwrap();
+        std::fs::rename(&path, dir.path().join("moved")).unwrap();
+        let second = SocketFile::bind(&path).await.unwrap();
+        drop(first);
+        assert!(UnixStream::connect(&path).await.is_ok());
+        drop(second);
+        assert!(!path.exists());
     }
 }

@@ -160,15 +160,17 @@ pub fn run_volumes(
             let report = traffic::report(Arc::clone(&traffic), Arc::clone(&volumes));
             let report = tokio::spawn(report);
             let clients = Clients::new(Arc::clone(&volumes), tls, traffic);
-            clients.serve(&listener, &mut signals).await;
+            let interrupted = clients.serve(&listener, &mut signals).await;
             report.abort();
             drop(keepers);
-            Ok(())
+            Ok(interrupted)
         }
         .await;
-        volumes.end(&mut signals).await;
+        let interrupted = *served.as_ref().unwrap_or(&false);
+        let ended = volumes.end(&mut signals, interrupted).await;
         service::ending();
-        served
+        // What ended it was the first to go wrong; what was lost is in the log too.
+        served.and(ended)
     });
     // Whatever still runs (a fetch nobody waits for) must not delay the end.
     runtime.shutdown_timeout(Duration::from_millis(100));

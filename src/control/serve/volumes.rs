@@ -18,9 +18,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
-use tokio::sync::{Mutex, Notify};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use crate::config::{Volume, format_size};
 use crate::control::lease::{BLOCK_SIZE, Lease};
@@ -35,6 +35,13 @@ use crate::nbd::{Export, Exports, Unavailable};
 /// long: one tool after the other finds it open, and another host soon gets it.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// How long a client waits until the volume that it chose is leased. Longer, and
+/// those who wait for one volume would take the places of everyone.
+const LONGEST_LEASING: Duration = Duration::from_secs(60);
+
+/// The last chance of what is to be saved, once the server has to end.
+const LAST_CHANCE: Duration = Duration::from_secs(2);
+
 /// Between two attempts to close a volume or to unlock its container.
 const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
 
@@ -47,9 +54,11 @@ pub(super) struct Volumes {
 
 #[derive(Debug)]
 struct Entry {
-    volume: Volume,
+    name: String,
+    /// With the credentials that were valid last.
+    volume: SyncMutex<Volume>,
     /// Held while it is leased or given back. Nothing: it is idle.
-    open: Mutex<Option<Opened>>,
+    open: Arc<Mutex<Option<Opened>>>,
     /// The device, for as long as it is open: for figures.
     device: SyncMutex<Option<Device>>,
     clients: AtomicUsize,
@@ -65,10 +74,11 @@ struct Opened {
 
 impl Volumes {
     pub(super) fn new(volumes: Vec<Volume>, on_demand: bool) -> Arc<Volumes> {
-        let entry = |volume| {
+        let entry = |volume: Volume| {
             Arc::new(Entry {
-                volume,
-                open: Mutex::new(None),
+                name: volume.name.clone(),
+                volume: SyncMutex::new(volume),
+                open: Arc::default(),
                 device: SyncMutex::new(None),
                 clients: AtomicUsize::new(0),
                 left: Notify::new(),
@@ -84,7 +94,8 @@ impl Volumes {
     pub(super) async fn lease_all(&self, signals: &mut Signals) -> Result<()> {
         if !self.on_demand {
             for entry in &self.entries {
-                entry.lease(signals).await?;
+                let open = Arc::clone(&entry.open).lock_owned().await;
+                entry.lease(open, signals).await?;
             }
         }
         Ok(())
@@ -103,22 +114,32 @@ impl Volumes {
     }
 
     /// Makes everything durable and unlocks, however long it takes: a second signal
-    /// ends the wait.
-    pub(super) async fn end(&self, signals: &mut Signals) {
+    /// ends the wait, and fails with what is lost. `interrupted`: it has come
+    /// already.
+    pub(super) async fn end(&self, signals: &mut Signals, interrupted: bool) -> Result<()> {
         let all = join_all(self.entries.iter().map(|entry| entry.end()));
-        tokio::select! {
-            _ = all => return,
-            () = signals.recv() => {}
-        }
-        for entry in &self.entries {
-            if let Some(device) = entry.device() {
-                let lost = format_size(device.stats().dirty_bytes);
-                tracing::error!(
-                    volume = entry.volume.name,
-                    "ended with {lost} not durable; it stays locked"
-                );
+        let given_up = async {
+            match interrupted {
+                true => drop(timeout(LAST_CHANCE, signals.recv()).await),
+                false => signals.recv().await,
             }
+        };
+        tokio::select! {
+            _ = all => return Ok(()),
+            () = given_up => {}
         }
+        let lost: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|entry| entry.lost())
+            .collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        lost.iter().for_each(|lost| tracing::error!("{lost}"));
+        Err(Error::failed(lost.join("; ")).hint(
+            "`swiftnbd unlock NAME` when the store works again: requests may still be on their way",
+        ))
     }
 
     /// Bytes of clean and of dirty data in memory, in all that is open.
@@ -131,7 +152,7 @@ impl Volumes {
     }
 
     fn find(&self, name: &str) -> Option<&Arc<Entry>> {
-        self.entries.iter().find(|entry| entry.volume.name == name)
+        self.entries.iter().find(|entry| entry.name == name)
     }
 }
 
@@ -162,28 +183,76 @@ impl Entry {
         *self.device.lock().unwrap_or_else(PoisonError::into_inner) = device;
     }
 
-    /// The volume's device; leases it first if it is idle.
-    async fn lease(&self, signals: &mut Signals) -> Result<Device> {
-        let mut open = self.open.lock().await;
+    fn volume(&self) -> Volume {
+        let volume = self.volume.lock();
+        volume.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The volume with its credentials as they are configured now; with the old
+    /// ones if that cannot be read.
+    fn volume_now(&self) -> Volume {
+        let mut volume = self.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        match volume.reread() {
+            Ok(backend) => volume.backend = backend,
+            Err(error) => tracing::error!(
+                volume = self.name,
+                "cannot read the configuration again: {}; the old credentials stay",
+                error.message
+            ),
+        }
+        volume.clone()
+    }
+
+    /// The volume's device; leases it first if it is idle. `open` is the entry's
+    /// own.
+    async fn lease(
+        &self,
+        mut open: OwnedMutexGuard<Option<Opened>>,
+        signals: &mut Signals,
+    ) -> Result<Device> {
         if let Some(opened) = &*open {
             return Ok(opened.device.clone());
         }
-        let lease = Lease::take(&self.volume).await?;
+        let lease = Lease::take(&self.volume_now()).await?;
         let opened = lease.open(|text| tracing::info!("{text}"), signals).await;
         let device = match opened {
             Ok(device) => device,
             Err(error) => {
-                let _ = lease.release().await;
+                // Until then nobody else leases it, and the end waits.
+                let name = self.name.clone();
+                tokio::spawn(async move {
+                    unlock(&name, &lease).await;
+                    drop(open);
+                });
                 return Err(error);
             }
         };
-        tracing::info!(volume = self.volume.name, "leased");
+        tracing::info!(volume = self.name, "leased");
         self.set_device(Some(device.clone()));
         *open = Some(Opened {
             lease,
             device: device.clone(),
         });
         Ok(device)
+    }
+
+    /// What an end at this moment leaves behind.
+    fn lost(&self) -> Option<String> {
+        let name = &self.name;
+        match self.device() {
+            Some(device) => Some(match device.stats().dirty_bytes {
+                0 => format!("volume {name}: all is durable, but it stays locked"),
+                dirty => format!(
+                    "volume {name}: {} were not durable and are lost; it stays locked",
+                    format_size(dirty)
+                ),
+            }),
+            // Somebody leases it, or cannot unlock it.
+            None if self.open.try_lock().is_err() => Some(format!(
+                "volume {name}: it was being leased or unlocked; it may stay locked"
+            )),
+            None => None,
+        }
     }
 
     /// Makes everything durable and unlocks, unless somebody has come meanwhile.
@@ -193,7 +262,7 @@ impl Entry {
         if let Some(device) = self.device()
             && let Err(error) = device.flush().await
         {
-            tracing::error!(volume = self.volume.name, %error, "cannot store what is dirty");
+            tracing::error!(volume = self.name, %error, "cannot store what is dirty");
             return false;
         }
         let mut open = self.open.lock().await;
@@ -211,7 +280,7 @@ impl Entry {
     }
 
     async fn close(&self, open: &mut Option<Opened>) {
-        let name = &self.volume.name;
+        let name = &self.name;
         let Some(opened) = &*open else {
             return;
         };
@@ -219,20 +288,8 @@ impl Entry {
             tracing::error!(volume = name, %error, "cannot store what is dirty");
             sleep(BETWEEN_ENDINGS).await;
         }
-        loop {
-            match opened.lease.release().await {
-                Ok(()) => {
-                    tracing::info!(volume = name, "everything is durable, unlocked");
-                    break;
-                }
-                Err(error) => {
-                    tracing::error!(volume = name, "cannot unlock: {}", error.message);
-                    if error.exit == Exit::InUse {
-                        break;
-                    }
-                }
-            }
-            sleep(BETWEEN_ENDINGS).await;
+        if unlock(name, &opened.lease).await {
+            tracing::info!(volume = name, "everything is durable, unlocked");
         }
         // Only now: whoever drops this future in the middle leaves it open.
         self.set_device(None);
@@ -244,24 +301,38 @@ impl Entry {
         if let Some(device) = self.device() {
             return Ok(device.shape());
         }
-        let store = container(&self.volume)?.impatient;
+        let volume = self.volume_now();
+        let store = container(&volume)?.impatient;
         let found = meta::read(&*store).await;
-        let found = found.map_err(|error| explain::meta(&self.volume, &error))?;
+        let found = found.map_err(|error| explain::meta(&volume, &error))?;
         let size = found.layout.size();
-        Ok(Shape::new(size, BLOCK_SIZE, self.volume.read_only))
+        Ok(Shape::new(size, BLOCK_SIZE, volume.read_only))
     }
 
     fn export(&self) -> Export {
-        let container = &self.volume.container;
+        let container = self.volume().container;
         let description = match self.device() {
             Some(device) => format!("{} in container {container}", format_size(device.size())),
             None => format!("container {container}"),
         };
         Export {
-            name: self.volume.name.clone(),
+            name: self.name.clone(),
             description,
         }
     }
+}
+
+/// Gives a lease back, however long it takes. False if somebody else has taken it
+/// over.
+async fn unlock(name: &str, lease: &Lease) -> bool {
+    while let Err(error) = lease.release().await {
+        tracing::error!(volume = name, "cannot unlock: {}", error.message);
+        if error.exit == Exit::InUse {
+            return false;
+        }
+        sleep(BETWEEN_ENDINGS).await;
+    }
+    true
 }
 
 /// Keeps a volume from being given back.
@@ -321,14 +392,25 @@ impl Exports for Session {
         };
         let hold = Hold::of(entry);
         let entry = Arc::clone(entry);
-        // Its own task: it holds a lock in Swift, and this client may go away.
-        let leasing = tokio::spawn(async move {
-            let mut signals = Signals::listen()?;
-            let device = entry.lease(&mut signals).await;
-            device.map(|device| (device, hold))
+        let leasing = async move {
+            let open = Arc::clone(&entry.open).lock_owned().await;
+            // Its own task: it holds a lock in Swift, and this client may go away.
+            let leasing = tokio::spawn(async move {
+                let mut signals = Signals::listen()?;
+                let device = entry.lease(open, &mut signals).await;
+                device.map(|device| (device, hold))
+            });
+            leasing
+                .await
+                .unwrap_or_else(|error| Err(Error::failed(error.to_string())))
+        };
+        let leased = timeout(LONGEST_LEASING, leasing).await;
+        let leased = leased.unwrap_or_else(|_| {
+            Err(Error::failed(format!(
+                "volume {name}: it is still being leased or given back after {} s; try again later",
+                LONGEST_LEASING.as_secs()
+            )))
         });
-        let leased = leasing.await;
-        let leased = leased.unwrap_or_else(|error| Err(Error::failed(error.to_string())));
         let (device, hold) = leased.map_err(|error| unavailable(name, &error))?;
         *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold);
         Ok(Some(device))

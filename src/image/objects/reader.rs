@@ -30,10 +30,6 @@ const BUCKETS: usize = 1024;
 /// Sequential readers that are recognized at the same time.
 const STREAMS: usize = 8;
 
-/// Pieces up to this size are served as parts of the object's shared buffer;
-/// from larger objects, small reads copy, lest they keep it alive.
-const SHARE_WHOLE_UP_TO: u32 = 256 << 10;
-
 /// Where zeros that are read come from.
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -118,12 +114,12 @@ fn read_now(shared: &Shared, piece: &Piece, out: &mut Vec<Bytes>) -> bool {
     if let Some(slot) = state.dirty.slot(piece.index)
         && slot.covers(piece.within.clone())
     {
-        compose(shared, &state, piece, &Bytes::new(), out);
+        compose(&state, piece, &Bytes::new(), out);
         return true;
     }
     match shared.cache.get(&piece.index) {
         Some(body) => {
-            compose(shared, &state, piece, &body, out);
+            compose(&state, piece, &body, out);
             true
         }
         None => false,
@@ -137,7 +133,7 @@ async fn read_piece(shared: &Arc<Shared>, piece: Piece) -> Result<Vec<Bytes>, Im
             return Ok(out);
         }
         if let Some((state, body)) = look(shared, piece.index).await? {
-            compose(shared, &state, &piece, &body, &mut out);
+            compose(&state, &piece, &body, &mut out);
             return Ok(out);
         }
     }
@@ -166,9 +162,9 @@ pub async fn look(
 
 /// Lays what is dirty over the stored content `base` (empty: zeros) and appends
 /// the piece's bytes to `out`.
-fn compose(shared: &Shared, state: &State, piece: &Piece, base: &Bytes, out: &mut Vec<Bytes>) {
+fn compose(state: &State, piece: &Piece, base: &Bytes, out: &mut Vec<Bytes>) {
     let Some(slot) = state.dirty.slot(piece.index) else {
-        stored(shared, base, piece.within.clone(), out);
+        stored(base, piece.within.clone(), out);
         return;
     };
     let base = slot.flight().unwrap_or(base);
@@ -185,22 +181,26 @@ fn compose(shared: &Shared, state: &State, piece: &Piece, base: &Bytes, out: &mu
             }
             Stretch::Hole(range) => {
                 at = range.end;
-                stored(shared, base, range, out);
+                stored(base, range, out);
             }
         }
     }
     debug_assert_eq!(at, piece.within.end);
 }
 
-fn stored(shared: &Shared, body: &Bytes, range: Range<u32>, out: &mut Vec<Bytes>) {
+fn stored(body: &Bytes, range: Range<u32>, out: &mut Vec<Bytes>) {
     if body.is_empty() {
         return zeros(range.end - range.start, out);
     }
-    let part = range.start as usize..range.end as usize;
-    if shared.layout.object_size <= SHARE_WHOLE_UP_TO || part.len() * 4 >= body.len() {
-        out.push(body.slice(part));
-    } else {
-        out.push(Bytes::copy_from_slice(&body[part]));
+    out.push(part(body, range.start as usize..range.end as usize));
+}
+
+/// Bytes of an object. Few of them are copied: a slice keeps the whole object in
+/// memory, of which whoever reads slowly counts his part only.
+fn part(body: &Bytes, part: Range<usize>) -> Bytes {
+    match part.len() * 4 < body.len() {
+        true => Bytes::copy_from_slice(&body[part]),
+        false => body.slice(part),
     }
 }
 
@@ -344,6 +344,19 @@ fn read_ahead(shared: &Arc<Shared>, offset: u64, length: u32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_small_part_keeps_no_object_in_memory() {
+        let body = Bytes::from(vec![7; 64 << 10]);
+        let small = part(&body, 512..1024);
+        let large = part(&body, 0..16 << 10);
+        assert_eq!((&small[..], large.len()), (&[7; 512][..], 16 << 10));
+        drop(large);
+        assert!(body.is_unique());
+        let large = part(&body, 0..16 << 10);
+        assert!(!body.is_unique());
+        drop((large, small));
+    }
 
     #[test]
     fn only_sequential_readers_are_served_ahead() {
