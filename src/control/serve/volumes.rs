@@ -12,16 +12,18 @@
 //! middle leaves no lock behind that nobody knows of. A client that comes while a
 //! volume is given back waits, and then leases it anew.
 
+mod session;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex as SyncMutex, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use futures_util::future::join_all;
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard};
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
+pub(super) use self::session::Session;
 use crate::config::{Volume, format_size};
 use crate::control::lease::{BLOCK_SIZE, Lease};
 use crate::control::signals::Signals;
@@ -29,15 +31,11 @@ use crate::control::{container, explain};
 use crate::device::{Device, Shape};
 use crate::error::{Error, Exit, Result};
 use crate::image::objects::meta;
-use crate::nbd::{Export, Exports, Unavailable};
+use crate::nbd::Export;
 
 /// A volume that is leased on demand is given back when nobody has used it for so
 /// long: one tool after the other finds it open, and another host soon gets it.
 const IDLE: Duration = Duration::from_secs(5);
-
-/// How long a client waits until the volume that it chose is leased. Longer, and
-/// those who wait for one volume would take the places of everyone.
-const LONGEST_LEASING: Duration = Duration::from_secs(60);
 
 /// The last chance of what is to be saved, once the server has to end.
 const LAST_CHANCE: Duration = Duration::from_secs(2);
@@ -333,91 +331,4 @@ async fn unlock(name: &str, lease: &Lease) -> bool {
         sleep(BETWEEN_ENDINGS).await;
     }
     true
-}
-
-/// Keeps a volume from being given back.
-#[derive(Debug)]
-struct Hold(Arc<Entry>);
-
-impl Hold {
-    fn of(entry: &Arc<Entry>) -> Hold {
-        entry.clients.fetch_add(1, Ordering::SeqCst);
-        Hold(Arc::clone(entry))
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        if self.0.clients.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.0.left.notify_one();
-        }
-    }
-}
-
-/// The exports as one client sees them. What it has opened stays open for as long
-/// as this lives.
-#[derive(Debug)]
-pub(super) struct Session {
-    volumes: Arc<Volumes>,
-    hold: SyncMutex<Option<Hold>>,
-}
-
-impl Session {
-    pub(super) fn new(volumes: Arc<Volumes>) -> Session {
-        Session {
-            volumes,
-            hold: SyncMutex::new(None),
-        }
-    }
-}
-
-#[async_trait]
-impl Exports for Session {
-    fn list(&self) -> Vec<Export> {
-        let entries = self.volumes.entries.iter();
-        entries.map(|entry| entry.export()).collect()
-    }
-
-    async fn inspect(&self, name: &str) -> std::result::Result<Option<Shape>, Unavailable> {
-        let Some(entry) = self.volumes.find(name) else {
-            return Ok(None);
-        };
-        let shape = entry.inspect().await;
-        shape.map(Some).map_err(|error| unavailable(name, &error))
-    }
-
-    async fn open(&self, name: &str) -> std::result::Result<Option<Device>, Unavailable> {
-        let Some(entry) = self.volumes.find(name) else {
-            return Ok(None);
-        };
-        let hold = Hold::of(entry);
-        let entry = Arc::clone(entry);
-        let leasing = async move {
-            let open = Arc::clone(&entry.open).lock_owned().await;
-            // Its own task: it holds a lock in Swift, and this client may go away.
-            let leasing = tokio::spawn(async move {
-                let mut signals = Signals::listen()?;
-                let device = entry.lease(open, &mut signals).await;
-                device.map(|device| (device, hold))
-            });
-            leasing
-                .await
-                .unwrap_or_else(|error| Err(Error::failed(error.to_string())))
-        };
-        let leased = timeout(LONGEST_LEASING, leasing).await;
-        let leased = leased.unwrap_or_else(|_| {
-            Err(Error::failed(format!(
-                "volume {name}: it is still being leased or given back after {} s; try again later",
-                LONGEST_LEASING.as_secs()
-            )))
-        });
-        let (device, hold) = leased.map_err(|error| unavailable(name, &error))?;
-        *self.hold.lock().unwrap_or_else(PoisonError::into_inner) = Some(hold);
-        Ok(Some(device))
-    }
-}
-
-fn unavailable(name: &str, error: &Error) -> Unavailable {
-    tracing::warn!(export = name, "not served: {}", error.message);
-    Unavailable(error.message.clone())
 }
