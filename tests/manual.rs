@@ -191,21 +191,44 @@ fn the_manual_says_that_the_oldstyle_handshake_is_not_spoken() {
     }
 }
 
+/// A configuration with this text.
+fn load(text: &str) -> Result<Config, swiftnbd::error::Error> {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path().join("swiftnbd.toml");
+    fs::write(&path, text).expect("written");
+    fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("set");
+    Config::load(&Sources {
+        config: Some(path),
+        ..Sources::in_dir(directory.path())
+    })
+}
+
+/// Every configuration that the README shows can be written as it stands.
+#[test]
+fn the_readmes_configurations_are_some() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md"));
+    let readme = readme.expect("the README is there");
+    let blocks: Vec<&str> = readme
+        .split("```toml\n")
+        .skip(1)
+        .filter_map(|rest| rest.split("```").next())
+        .collect();
+    assert!(blocks.len() > 5);
+    for block in blocks {
+        let config = load(block).unwrap_or_else(|error| panic!("{block}\n{error}"));
+        // A cloud's name leads to another file, and a volume may have no account here.
+        if block.starts_with("[swift]") && !block.contains("cloud =") {
+            let complete = config.volume("any");
+            complete.unwrap_or_else(|error| panic!("{block}\n{error}"));
+        }
+    }
+}
+
 /// What the page of the configuration shows can be written as it stands, and every
 /// key that it explains is one.
 #[test]
 fn the_configuration_that_is_shown_is_one() {
     let page = page("swiftnbd.toml.5");
-    let directory = tempfile::tempdir().expect("a directory");
-    let load = |text: &str| {
-        let path = directory.path().join("swiftnbd.toml");
-        fs::write(&path, text).expect("written");
-        fs::set_permissions(&path, PermissionsExt::from_mode(0o600)).expect("set");
-        Config::load(&Sources {
-            config: Some(path),
-            ..Sources::in_dir(directory.path())
-        })
-    };
     let examples: Vec<String> = page
         .split(".EX\n")
         .skip(1)
