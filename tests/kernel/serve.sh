@@ -14,6 +14,8 @@ swiftnbd setup other --size "$size" --object-size 256K
 
 # serve ARGUMENT...: in the background; $server is its process.
 serve() {
+    # An earlier server's address is not this one's.
+    rm -f "$work/address"
     "$TEST_SWIFTNBD" "${options[@]}" serve "$@" </dev/null >"$work/address" &
     server=$!
     wait_for 60 grep -q . "$work/address"
