@@ -65,6 +65,8 @@ impl Server {
         let process = swiftnbd(directory.path())
             .args(["serve", VOLUME, "--unix"])
             .arg(&socket)
+            // It prints its address.
+            .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()?;
         wait_for(&socket).await?;
