@@ -17,32 +17,10 @@ mod waiting;
 use std::io::Write;
 use std::process::{Command, Stdio};
 
-use command::{Sandbox, VOLUME, command};
+use command::{Sandbox, VOLUME, command, everywhere};
 use tamper::{Act, Seen, Tamper};
 
 const DELETE: [&str; 3] = ["delete", VOLUME, "--yes"];
-
-/// Does it with both kinds of store.
-macro_rules! everywhere {
-    ($($(#[$doc:meta])* fn $name:ident($sandbox:ident: &Sandbox) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            $(#[$doc])*
-            fn check($sandbox: &Sandbox) $body
-
-            #[test]
-            fn in_a_directory() {
-                check(&Sandbox::dir());
-            }
-
-            #[test]
-            fn in_swift() {
-                check(&Sandbox::swift());
-            }
-        }
-    )*};
-}
 
 /// A volume with so many objects, past swiftnbd.
 fn fill(sandbox: &Sandbox, objects: u64) {

@@ -21,32 +21,12 @@ mod waiting;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 
-use command::{ANY, Sandbox, VOLUME, WRONG_PASSWORD, command, finish, publish, run, write_private};
+use command::{
+    ANY, Sandbox, VOLUME, WRONG_PASSWORD, command, everywhere, finish, publish, run, write_private,
+};
 use tamper::{Act, Tamper};
 
 const KIB: u64 = 1024;
-
-/// Does it with both kinds of store.
-macro_rules! everywhere {
-    ($($(#[$doc:meta])* fn $name:ident($sandbox:ident: &Sandbox) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            $(#[$doc])*
-            fn check($sandbox: &Sandbox) $body
-
-            #[test]
-            fn in_a_directory() {
-                check(&Sandbox::dir());
-            }
-
-            #[test]
-            fn in_swift() {
-                check(&Sandbox::swift());
-            }
-        }
-    )*};
-}
 
 /// Runs every command that needs a volume, but `setup`; each must fail so, and
 /// change nothing.

@@ -23,7 +23,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use command::{ANY, Sandbox, VOLUME, command, finish};
+use command::{ANY, Sandbox, VOLUME, command, everywhere, finish};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tamper::{Act, Seen, Tamper, flipped_bit};
@@ -31,28 +31,6 @@ use waiting::wait_until;
 
 const KIB: u64 = 1024;
 const MIB: u64 = 1024 * KIB;
-
-/// Does it with both kinds of store.
-macro_rules! everywhere {
-    ($($(#[$doc:meta])* fn $name:ident($sandbox:ident: &Sandbox) $body:block)*) => {$(
-        mod $name {
-            use super::*;
-
-            $(#[$doc])*
-            fn check($sandbox: &Sandbox) $body
-
-            #[test]
-            fn in_a_directory() {
-                check(&Sandbox::dir());
-            }
-
-            #[test]
-            fn in_swift() {
-                check(&Sandbox::swift());
-            }
-        }
-    )*};
-}
 
 /// An image of this size, sparse, with random bytes in these ranges.
 fn image(path: &Path, size: u64, data: &[(u64, u64)]) {

@@ -29,6 +29,31 @@ pub const WRONG_PASSWORD: &str = "sesame-marker";
 /// Some hint, or none.
 pub const ANY: &str = "any";
 
+/// Does it with both kinds of store.
+#[allow(unused_macros, reason = "no test program uses all of it")]
+macro_rules! everywhere {
+    ($($(#[$doc:meta])* fn $name:ident($sandbox:ident: &Sandbox) $body:block)*) => {$(
+        mod $name {
+            use super::*;
+
+            $(#[$doc])*
+            fn check($sandbox: &Sandbox) $body
+
+            #[test]
+            fn in_a_directory() {
+                check(&Sandbox::dir());
+            }
+
+            #[test]
+            fn in_swift() {
+                check(&Sandbox::swift());
+            }
+        }
+    )*};
+}
+#[allow(unused_imports, reason = "no test program uses all of it")]
+pub(crate) use everywhere;
+
 /// What keeps the volume's container.
 pub enum Place {
     Dir(PathBuf),
