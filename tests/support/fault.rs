@@ -271,8 +271,22 @@ impl ObjectStore for FaultStore {
         body
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.read_fault("GET", name).await?;
+        self.world.inner.get_range(name, offset, length).await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         self.write("PUT", name, Some(body)).await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        if self.world.inner.get(name).await.is_ok() {
+            self.read_fault("PUT", name).await?;
+            return Ok(false);
+        }
+        self.write("PUT", name, Some(body)).await?;
+        Ok(true)
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {
