@@ -33,12 +33,6 @@ use crate::store::{ObjectStore, StoreError};
 
 /// A map object is closed when it has this many bytes.
 const MAP_OBJECT: u64 = 8 << 20;
-/// A root is written after this many segments, whatever their size: each is a
-/// request at recovery.
-const MAX_SEGMENTS: u32 = 512;
-/// A root is written after so many bytes of segments, at least and at most; between
-/// them, an eighth of what is live.
-const ROOT_AFTER: (u64, u64) = (8 << 20, 256 << 20);
 /// Roots whose number is a multiple of this stay while their epoch is the newest.
 /// Part of the format: it is how the newest one is found.
 pub const MULTIPLE: u32 = 256;
@@ -152,10 +146,10 @@ impl Applier {
     }
 
     fn wants_root(&self) -> bool {
-        let live = self.engine.map.space(|space| space.live_bytes());
-        let after = (live / 8).clamp(ROOT_AFTER.0, ROOT_AFTER.1);
-        let dead = self.engine.map.space(|space| space.dead_bytes());
-        self.bytes >= after || self.segments >= MAX_SEGMENTS || dead >= after
+        let pace = self.engine.pace;
+        let (live, dead) = self.engine.map.space(|space| (space.live_bytes(), space.dead_bytes()));
+        let after = (live / 8).clamp(pace.root_bytes.0, pace.root_bytes.1);
+        self.bytes >= after || self.segments >= pace.root_segments || dead >= after
     }
 
     fn most_changed(&self) -> u64 {

@@ -6,7 +6,7 @@
 //!
 //! It works by the volume's ratio of stored to live bytes, emptiest segments first;
 //! and it merges small segments, which many flushes make. One batch at a time, of at
-//! most [`BATCH`] live bytes.
+//! most a segment's live bytes.
 //!
 //! | sequence of events | what closes it |
 //! |---|---|
@@ -27,21 +27,16 @@ use super::format::{BLOCK, FRAME_BLOCKS};
 use super::map::Below;
 use super::place::read_box;
 use super::reader::FrameRef;
-use super::space::SMALL;
 use super::writer::{Copied, Job};
 
-/// Live bytes that one batch copies at most.
-pub const BATCH: u64 = 8 << 20;
-/// Small segments are merged when there are so many.
-const SMALL_SEGMENTS: usize = 192;
-/// Garbage is left alone below so many bytes: a segment or two.
-const LEAVE: u64 = 12 << 20;
 /// Collecting begins at this many stored bytes in a hundred needed ones.
 const BEGIN: u64 = 135;
 /// Writers wait at this many stored bytes in a hundred needed ones.
 const CROWDED: u64 = 170;
 /// Headers of small segments that are remembered, to be merged without a request.
 const REMEMBERED: usize = 4096;
+/// Those of fewer bytes.
+const REMEMBER_BELOW: u64 = 64 << 10;
 
 /// Headers of small segments that came lately.
 #[derive(Debug, Default)]
@@ -55,7 +50,7 @@ impl Recent {
 
 /// Remembers a small segment's header.
 pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
-    if stored < SMALL / 16 {
+    if stored < REMEMBER_BELOW {
         let mut recent = engine.recent.0.lock().unwrap_or_else(PoisonError::into_inner);
         recent.insert(header.seq, Arc::clone(header));
         while recent.len() > REMEMBERED {
@@ -68,7 +63,7 @@ pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
 pub fn watch_space(engine: &Engine) {
     let crowded = engine.map.space(|space| {
         let (stored, needed) = (space.stored_bytes(), space.needed_bytes());
-        stored > needed / 100 * CROWDED + 2 * LEAVE
+        stored > needed / 100 * CROWDED + 2 * engine.pace.leave()
     });
     if crowded != *engine.crowded.borrow() {
         engine.crowded.send_replace(crowded);
@@ -105,13 +100,15 @@ pub async fn run(engine: Arc<Engine>) {
 /// The next batch, if anything is worth it.
 fn victims(engine: &Engine, bad: &BTreeSet<u64>) -> Option<Vec<u64>> {
     let applied = engine.progress.borrow().applied;
+    let pace = engine.pace;
     let mut chosen = engine.map.space(|space| {
         let (stored, needed) = (space.stored_bytes() - space.dead_bytes(), space.needed_bytes());
-        if stored > needed / 100 * BEGIN + LEAVE {
-            return space.worth_collecting(true, BATCH, applied);
+        if stored > needed / 100 * BEGIN + pace.leave() {
+            return space.sparse(pace.segment, applied);
         }
-        match space.small() >= SMALL_SEGMENTS {
-            true => space.worth_collecting(false, BATCH, applied),
+        let small = space.small(pace.small, pace.segment, applied);
+        match small.len() >= pace.small_segments {
+            true => small,
             false => Vec::new(),
         }
     });

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::Pace;
 use super::applier::Item;
 use super::error::LogError;
 use super::format::AttachId;
@@ -47,8 +48,10 @@ pub struct Engine {
     pub budget: Semaphore,
     /// How much of it there is in all.
     pub budget_bytes: u64,
-    /// A segment is sealed when it takes this much memory.
-    pub segment_bytes: u64,
+    /// When it seals, collects and writes roots.
+    pub pace: Pace,
+    /// The most bytes that one step of a write adds: whole blocks.
+    pub step: usize,
     /// How far it got.
     pub progress: watch::Sender<Progress>,
     /// Why nothing may be done any more, once that is so.

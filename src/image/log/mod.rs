@@ -83,6 +83,8 @@ use crate::store::ObjectStore;
 const SEGMENT: u64 = 8 << 20;
 /// Between two attempts to read what must be there.
 const PAUSE: Duration = Duration::from_millis(200);
+/// Below this, in bytes, a step of a write would not fit into `dirty`.
+const LEAST_DIRTY: u64 = 1 << 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long closing waits for deletions.
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
@@ -100,9 +102,54 @@ pub struct Limits {
     pub map: u64,
     /// How long a read waits for an object that must be there; `None`: for ever.
     pub patience: Option<Duration>,
+    /// How it goes about its work.
+    pub pace: Pace,
+}
+
+/// When a volume seals, collects and writes roots.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// A segment is sealed when it takes this much memory, in bytes: at most a sixth
+    /// of `dirty`.
+    pub segment: u64,
+    /// A segment of fewer bytes is small: flushes made it, not the flow of data.
+    pub small: u64,
+    /// Small segments are merged when there are so many.
+    pub small_segments: usize,
+    /// A root is written after this many segments, whatever their size: each is a
+    /// request at recovery.
+    pub root_segments: u32,
+    /// A root is written after so many bytes of segments, at least and at most;
+    /// between them, an eighth of what is live.
+    pub root_bytes: (u64, u64),
+}
+
+impl Pace {
+    /// For so much dirty data.
+    pub fn of(dirty: u64) -> Pace {
+        let segment = (dirty / 6).min(SEGMENT);
+        Pace {
+            segment,
+            small: segment / 8,
+            small_segments: 192,
+            root_segments: 512,
+            root_bytes: (segment, 32 * segment),
+        }
+    }
+
+    /// Garbage is left alone below so many bytes: a segment or two.
+    pub fn leave(&self) -> u64 {
+        self.segment + self.segment / 2
+    }
 }
 
 impl Limits {
+    /// With the pace that suits them.
+    pub fn new(cache: u64, dirty: u64, map: u64, patience: Option<Duration>) -> Limits {
+        let pace = Pace::of(dirty);
+        Limits { cache, dirty, map, patience, pace }
+    }
+
     /// The least that `dirty` may be, in bytes.
     pub const fn least_dirty() -> u64 {
         8 << 20
@@ -111,6 +158,20 @@ impl Limits {
     /// The least that `map` may be, in bytes.
     pub const fn least_map() -> u64 {
         1 << 20
+    }
+}
+
+impl VolumeId {
+    /// A new one.
+    pub fn random() -> VolumeId {
+        VolumeId(format::random())
+    }
+}
+
+impl AttachId {
+    /// A new one.
+    pub fn random() -> AttachId {
+        AttachId(format::random())
     }
 }
 
@@ -144,7 +205,7 @@ pub async fn create(
     who: &Who,
 ) -> Result<(), LogError> {
     check_geometry(&geometry)?;
-    let volume = VolumeId(format::random());
+    let volume = VolumeId::random();
     let (cipher, key) = match passphrase {
         None => (Cipher::Plain, 0),
         Some((passphrase, cost)) => {
@@ -158,7 +219,7 @@ pub async fn create(
     let era = Era { epoch, attach: who.attach, first_seq: 1, first_k: 1 };
     let home = Home { volume, cipher };
     let map = Arc::new(Map::new(home.clone(), Tables { eras: vec![era], ..Tables::default() }, 1, 0));
-    let limits = Limits { cache: 0, dirty: Limits::least_dirty(), map: 0, patience: None };
+    let limits = Limits::new(0, Limits::least_dirty(), 0, None);
     let (engine, _) = engine(home, geometry, epoch, who.attach, Arc::clone(store), map, limits, 0);
     recovery::pin(&**store, &engine, None, (0, [0; 16]), key).await?;
     release(&**store, &engine).await
@@ -250,7 +311,7 @@ fn engine(
     let (to_apply, items) = mpsc::unbounded_channel();
     let names = Arc::clone(&map) as Arc<dyn reader::Names>;
     let frames = Frames::new(Arc::clone(&store), home.volume, home.cipher.clone(), names, limits.cache);
-    let dirty = limits.dirty.max(Limits::least_dirty());
+    let dirty = limits.dirty.max(LEAST_DIRTY);
     let engine = Engine {
         home,
         geometry,
@@ -263,7 +324,8 @@ fn engine(
         pending: Mutex::new(Pending::new(last_seq + 1)),
         budget: Semaphore::new(dirty as usize),
         budget_bytes: dirty,
-        segment_bytes: (dirty / 6).min(SEGMENT),
+        pace: limits.pace,
+        step: (dirty / 8).min(writer::STEP) as usize,
         progress: watch::Sender::new(Progress { durable: last_seq, applied: last_seq, ..Progress::default() }),
         fence: watch::Sender::new(None),
         crowded: watch::Sender::new(false),

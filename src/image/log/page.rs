@@ -104,7 +104,7 @@ impl Page {
         let kept = [left, new, right];
         let kept = kept.into_iter().flatten();
         let (mut begin, mut list) = (first, [None; 4]);
-        let mut length = 0;
+        let mut length: usize = 0;
         // Neighbours that lie side by side in one frame become one entry.
         if begin > 0 && left.is_none() && new.is_some() {
             begin -= 1;
@@ -112,7 +112,7 @@ impl Page {
             length = 1;
         }
         for entry in kept {
-            match length.checked_sub(1).and_then(|at: usize| list[at]).and_then(|old| joined(old, entry)) {
+            match length.checked_sub(1).and_then(|at| list[at]).and_then(|old| joined(old, entry)) {
                 Some(both) => list[length - 1] = Some(both),
                 None => {
                     list[length] = Some(entry);

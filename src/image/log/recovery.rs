@@ -40,7 +40,7 @@ use super::format::root::{self, Root, hash};
 use super::format::seal::{Cipher, Kind, Prelude};
 use super::format::segment::{Builder, Built, HEADER_GUESS, Header, Plan};
 use super::format::tables::{Era, Tables};
-use super::format::{AttachId, Damage, Hash, VolumeId, claim, frame, names, tables};
+use super::format::{AttachId, Damage, Hash, VolumeId, claim, frame, names};
 use super::map::Map;
 use super::place::{Home, read_box, read_object};
 use super::writer::WINDOW;
@@ -170,7 +170,7 @@ async fn unlock(store: &dyn ObjectStore, prelude: &Prelude, passphrase: Option<&
     };
     let name = names::key(prelude.key);
     let body = read_object(store, &name, Ok).await?;
-    match keys::unwrap(&body, passphrase, &name) {
+    match keys::unwrap(&name, prelude.volume, &body, passphrase) {
         Ok(key) => Ok((key.cipher(prelude.volume), Some(key))),
         Err(KeyError::Wrong) => Err(LogError::WrongPassphrase),
         Err(KeyError::Damage(damage)) => Err(LogError::damaged(name, damage)),
@@ -222,7 +222,7 @@ pub async fn settle(store: &dyn ObjectStore, found: Found, by: (u32, AttachId), 
 pub async fn read_tables(store: &dyn ObjectStore, home: &Home, root: &Root) -> Result<Tables, LogError> {
     let name = names::map(root.epoch, root.attach, root.tables.k);
     let (offset, length) = (root.tables.offset, root.tables.length);
-    let decode = |boxed: Bytes| tables::decode(&boxed, &home.cipher, home.volume, &name, offset);
+    let decode = |boxed: Bytes| Tables::decode(&boxed, &home.cipher, home.volume, &name, offset);
     read_box(store, &name, u64::from(offset), u64::from(length), decode).await
 }
 
@@ -329,7 +329,7 @@ pub async fn replay(store: &dyn ObjectStore, engine: &Engine, root: &Root, later
     let durable = durable(root, &later);
     for later in later {
         let (header, hash, stored) = if later.header.seq <= durable {
-            let stored = object_length(&later.header);
+            let stored = later.header.object_length().unwrap_or(256);
             (later.header, later.hash, stored)
         } else {
             let built = write_again(store, engine, &later, last.1).await?;
@@ -346,11 +346,6 @@ pub async fn replay(store: &dyn ObjectStore, engine: &Engine, root: &Root, later
 /// The last segment that is known to be durable.
 pub fn durable(root: &Root, later: &[Later]) -> u64 {
     later.iter().map(|later| later.header.durable).fold(root.seq, u64::max)
-}
-
-fn object_length(header: &Header) -> u64 {
-    let last = header.frames.last();
-    last.map_or(256, |frame| u64::from(frame.offset) + u64::from(frame.stored))
 }
 
 /// Stores a segment's content again as our own.

@@ -47,7 +47,7 @@ const BREATH: u64 = 128 << 10;
 /// want it soon.
 const KEEP: u64 = 64 << 10;
 /// The most bytes that one step of a write adds.
-const STEP: usize = 1 << 20;
+pub const STEP: u64 = 1 << 20;
 
 /// A segment to be made.
 #[derive(Debug)]
@@ -214,7 +214,7 @@ fn publish(engine: &Engine, stored: &Stored, built: Arc<Built>) {
 
 /// Writes whole blocks; waits for memory.
 pub async fn write(engine: &Engine, mut start: u64, data: &[u8]) -> Result<(), ImageError> {
-    for step in data.chunks(STEP) {
+    for step in data.chunks(engine.step) {
         let blocks = step.len() as u64 / BLOCK;
         let runs = blocks / FRAME_BLOCKS + 4;
         add(engine, step.len() as u64 + runs * OVERHEAD, |open| open.write(start, step)).await?;
@@ -253,7 +253,7 @@ async fn add(engine: &Engine, cost: u64, change: impl FnOnce(&mut Runs)) -> Resu
         pending.opened.get_or_insert_with(tokio::time::Instant::now);
         let after = pending.open.cost();
         engine.refund((before + cost).saturating_sub(after));
-        after >= engine.segment_bytes
+        after >= engine.pace.segment
     };
     if full {
         engine.seal();
