@@ -1,8 +1,10 @@
 //! A volume's content as one range of bytes.
 //!
 //! Knows: byte ranges, dirty data, the volume formats. Does not know: NBD,
-//! errnos, HTTP, devices. Each format is a module: [`objects`] is format 1.
+//! errnos, HTTP, devices. Each format is a module: [`objects`] is
+//! format 1, [`log`] is format 2.
 
+pub mod log;
 pub mod objects;
 
 use std::fmt;
