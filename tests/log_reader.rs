@@ -53,7 +53,10 @@ async fn neighbours_come_in_one_get_and_are_there_then() {
             let from = u64::from(stored[0].offset);
             assert_eq!(shelf.got(), [(shelf.object(1), from, Some(end - from))]);
             check(&wanted, &frames.get(&wanted).await.unwrap());
-            let cached: Vec<Bytes> = wanted.iter().map(|frame| frames.cached(frame).unwrap()).collect();
+            let cached: Vec<Bytes> = wanted
+                .iter()
+                .map(|frame| frames.cached(frame).unwrap())
+                .collect();
             check(&wanted, &cached);
             assert_eq!(shelf.got(), []);
             assert!(frames.cached_bytes() >= 42 * BLOCK as u64);
@@ -74,7 +77,10 @@ async fn much_comes_in_large_gets_in_parallel_and_within_the_bounds() {
     check(&wanted, &contents);
     let got = shelf.got();
     assert!(got.len() <= 3 * 8, "{} GETs", got.len());
-    assert!(shelf.most.load(Ordering::SeqCst) >= 2, "one after the other");
+    assert!(
+        shelf.most.load(Ordering::SeqCst) >= 2,
+        "one after the other"
+    );
     let most = shelf.most_bytes.load(Ordering::SeqCst);
     assert!(most <= 8 * MIB, "{most} bytes were under way");
     assert!(frames.cached_bytes() <= 64 * MIB);
@@ -196,10 +202,19 @@ async fn what_stays_damaged_is_named_and_spoils_nothing_else() {
     shelf.damage(1, u64::from(stored[3].offset) + 1000, usize::MAX);
     let frames = shelf.frames(64 * MIB);
     let error = frames.get(&stored).await.unwrap_err();
-    let FrameError::Damaged { seq, name, offset, damage } = &error else {
+    let FrameError::Damaged {
+        seq,
+        name,
+        offset,
+        damage,
+    } = &error
+    else {
         panic!("{error}");
     };
-    assert_eq!((*seq, name, *offset), (1, &shelf.object(1), stored[3].offset));
+    assert_eq!(
+        (*seq, name, *offset),
+        (1, &shelf.object(1), stored[3].offset)
+    );
     assert_eq!(*damage, Damage::Checksum);
     for (at, frame) in stored.iter().enumerate() {
         assert_eq!(frames.cached(frame).is_some(), at != 3, "frame {at}");
@@ -231,10 +246,19 @@ async fn a_frame_is_refused_for_any_other_part_of_the_device() {
     let stored = shelf.store(1, 0, &row(2));
     let frames = shelf.frames(64 * MIB);
     frames.get(&stored).await.unwrap();
-    let other = FrameRef { address: 16, ..stored[0] };
+    let other = FrameRef {
+        address: 16,
+        ..stored[0]
+    };
     assert_eq!(frames.cached(&other), None);
     let error = frames.get(&[other]).await.unwrap_err();
-    assert!(matches!(error, FrameError::Damaged { damage: Damage::Checksum, .. }));
+    assert!(matches!(
+        error,
+        FrameError::Damaged {
+            damage: Damage::Checksum,
+            ..
+        }
+    ));
 }
 
 #[tokio::test]
@@ -243,9 +267,21 @@ async fn a_length_that_no_frame_has_is_refused_before_anything_is_asked_for() {
     let stored = shelf.store(1, 0, &row(2));
     let frames = shelf.frames(64 * MIB);
     for length in [0, 70_000, u32::MAX] {
-        let wanted = [stored[0], FrameRef { stored: length, ..stored[1] }];
+        let wanted = [
+            stored[0],
+            FrameRef {
+                stored: length,
+                ..stored[1]
+            },
+        ];
         let error = frames.get(&wanted).await.unwrap_err();
-        assert!(matches!(error, FrameError::Damaged { damage: Damage::Malformed(_), .. }));
+        assert!(matches!(
+            error,
+            FrameError::Damaged {
+                damage: Damage::Malformed(_),
+                ..
+            }
+        ));
         frames.prefetch(&wanted[1..]);
     }
     assert_eq!(shelf.got(), []);
@@ -282,7 +318,11 @@ async fn prefetching_is_bounded_and_goes_on_afterwards() {
     shelf.until_got(1).await;
     shelf.release_all();
     until(|| format!("{frames:?}").contains("under_way: 0")).await;
-    let bytes: u64 = shelf.got().iter().filter_map(|(_, _, length)| *length).sum();
+    let bytes: u64 = shelf
+        .got()
+        .iter()
+        .filter_map(|(_, _, length)| *length)
+        .sum();
     assert!(bytes <= 24 * MIB && bytes > 20 * MIB, "{bytes} bytes");
     frames.prefetch(&stored[2000..]);
     until(|| frames.cached(&stored[2047]).is_some()).await;

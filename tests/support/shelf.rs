@@ -164,8 +164,16 @@ impl Shelf {
         until(|| self.got.lock().unwrap().len() >= count).await;
     }
 
-    async fn answer(&self, name: &str, from: u64, length: Option<u64>) -> Result<Bytes, StoreError> {
-        self.got.lock().unwrap().push((name.to_owned(), from, length));
+    async fn answer(
+        &self,
+        name: &str,
+        from: u64,
+        length: Option<u64>,
+    ) -> Result<Bytes, StoreError> {
+        self.got
+            .lock()
+            .unwrap()
+            .push((name.to_owned(), from, length));
         let bytes = length.unwrap_or(0);
         let now = self.under_way.fetch_add(1, Ordering::SeqCst) + 1;
         let now_bytes = self.bytes_under_way.fetch_add(bytes, Ordering::SeqCst) + bytes;
@@ -256,7 +264,12 @@ impl ObjectStore for Shelf {
         self.inner.delete(name).await
     }
 
-    async fn list(&self, after: &str, before: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
+    async fn list(
+        &self,
+        after: &str,
+        before: &str,
+        limit: usize,
+    ) -> Result<Vec<Listed>, StoreError> {
         self.inner.list(after, before, limit).await
     }
 

@@ -6,7 +6,7 @@
 //!
 //! It works by the volume's ratio of stored to live bytes, emptiest segments first;
 //! and it merges small segments, which many flushes make. One batch at a time, of at
-//! most [`BATCH`] live bytes.
+//! most a segment's live bytes.
 //!
 //! | sequence of events | what closes it |
 //! |---|---|
@@ -27,21 +27,16 @@ use super::format::{BLOCK, FRAME_BLOCKS};
 use super::map::Below;
 use super::place::read_box;
 use super::reader::FrameRef;
-use super::space::SMALL;
 use super::writer::{Copied, Job};
 
-/// Live bytes that one batch copies at most.
-pub const BATCH: u64 = 8 << 20;
-/// Small segments are merged when there are so many.
-const SMALL_SEGMENTS: usize = 192;
-/// Garbage is left alone below so many bytes: a segment or two.
-const LEAVE: u64 = 12 << 20;
 /// Collecting begins at this many stored bytes in a hundred needed ones.
 const BEGIN: u64 = 135;
 /// Writers wait at this many stored bytes in a hundred needed ones.
 const CROWDED: u64 = 170;
 /// Headers of small segments that are remembered, to be merged without a request.
 const REMEMBERED: usize = 4096;
+/// Those of fewer bytes.
+const REMEMBER_BELOW: u64 = 64 << 10;
 
 /// Headers of small segments that came lately.
 #[derive(Debug, Default)]
@@ -49,14 +44,22 @@ pub struct Recent(Mutex<BTreeMap<u64, Arc<Header>>>);
 
 impl Recent {
     fn get(&self, seq: u64) -> Option<Arc<Header>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&seq).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&seq)
+            .cloned()
     }
 }
 
 /// Remembers a small segment's header.
 pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
-    if stored < SMALL / 16 {
-        let mut recent = engine.recent.0.lock().unwrap_or_else(PoisonError::into_inner);
+    if stored < REMEMBER_BELOW {
+        let mut recent = engine
+            .recent
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         recent.insert(header.seq, Arc::clone(header));
         while recent.len() > REMEMBERED {
             recent.pop_first();
@@ -68,7 +71,7 @@ pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
 pub fn watch_space(engine: &Engine) {
     let crowded = engine.map.space(|space| {
         let (stored, needed) = (space.stored_bytes(), space.needed_bytes());
-        stored > needed / 100 * CROWDED + 2 * LEAVE
+        stored > needed / 100 * CROWDED + 2 * engine.pace.leave()
     });
     if crowded != *engine.crowded.borrow() {
         engine.crowded.send_replace(crowded);
@@ -105,13 +108,18 @@ pub async fn run(engine: Arc<Engine>) {
 /// The next batch, if anything is worth it.
 fn victims(engine: &Engine, bad: &BTreeSet<u64>) -> Option<Vec<u64>> {
     let applied = engine.progress.borrow().applied;
+    let pace = engine.pace;
     let mut chosen = engine.map.space(|space| {
-        let (stored, needed) = (space.stored_bytes() - space.dead_bytes(), space.needed_bytes());
-        if stored > needed / 100 * BEGIN + LEAVE {
-            return space.worth_collecting(true, BATCH, applied);
+        let (stored, needed) = (
+            space.stored_bytes() - space.dead_bytes(),
+            space.needed_bytes(),
+        );
+        if stored > needed / 100 * BEGIN + pace.leave() {
+            return space.sparse(pace.segment, applied);
         }
-        match space.small() >= SMALL_SEGMENTS {
-            true => space.worth_collecting(false, BATCH, applied),
+        let small = space.small(pace.small, pace.segment, applied);
+        match small.len() >= pace.small_segments {
+            true => small,
             false => Vec::new(),
         }
     });
@@ -166,7 +174,9 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)
 }
 
 fn wanted_seq(error: &super::reader::FrameError, wanted: &[FrameRef]) -> u64 {
-    error.seq().unwrap_or_else(|| wanted.first().map_or(0, |frame| frame.seq))
+    error
+        .seq()
+        .unwrap_or_else(|| wanted.first().map_or(0, |frame| frame.seq))
 }
 
 /// What the map still needs of a segment.
@@ -177,12 +187,27 @@ async fn live_in(engine: &Engine, seq: u64) -> Result<Vec<Live>, LogError> {
     };
     let mut live = Vec::new();
     for frame in &header.frames {
-        let below = engine.map.lookup(&*engine.store, frame.start, frame.blocks).await?;
+        let below = engine
+            .map
+            .lookup(&*engine.store, frame.start, frame.blocks)
+            .await?;
         for place in below {
-            let Below::There { start, entry } = place else { continue };
+            let Below::There { start, entry } = place else {
+                continue;
+            };
             if entry.seq() == seq && entry.offset() == frame.offset {
-                let frame = FrameRef { seq, offset: frame.offset, stored: frame.stored, address: frame.start };
-                live.push(Live { start, blocks: entry.blocks(), frame, skip: entry.skip() });
+                let frame = FrameRef {
+                    seq,
+                    offset: frame.offset,
+                    stored: frame.stored,
+                    address: frame.start,
+                };
+                live.push(Live {
+                    start,
+                    blocks: entry.blocks(),
+                    frame,
+                    skip: entry.skip(),
+                });
             }
         }
     }
@@ -192,13 +217,18 @@ async fn live_in(engine: &Engine, seq: u64) -> Result<Vec<Live>, LogError> {
 /// A segment's header, from the store.
 pub async fn header(engine: &Engine, seq: u64) -> Result<Header, LogError> {
     let Some(name) = engine.map.segment_name(seq) else {
-        return Err(LogError::Missing { object: format!("segment {seq}") });
+        return Err(LogError::Missing {
+            object: format!("segment {seq}"),
+        });
     };
     let (header, _) = fetch_header(engine, &name).await?;
     Ok(header)
 }
 
-async fn fetch_header(engine: &Engine, name: &str) -> Result<(Header, super::format::Hash), LogError> {
+async fn fetch_header(
+    engine: &Engine,
+    name: &str,
+) -> Result<(Header, super::format::Hash), LogError> {
     let home = &engine.home;
     let store = &*engine.store;
     let needed = read_box(store, name, 0, HEADER_GUESS, |first| {
@@ -211,7 +241,12 @@ async fn fetch_header(engine: &Engine, name: &str) -> Result<(Header, super::for
     .await?;
     match needed {
         Ok(header) => Ok(header),
-        Err(needed) => read_box(store, name, 0, needed, |first| Header::decode(name, home.volume, &home.cipher, &first)).await,
+        Err(needed) => {
+            read_box(store, name, 0, needed, |first| {
+                Header::decode(name, home.volume, &home.cipher, &first)
+            })
+            .await
+        }
     }
 }
 
@@ -234,7 +269,11 @@ fn append(frames: &mut Vec<Copied>, live: Live, content: &Bytes) {
                 last.data.push(piece);
                 last.sources.push(source);
             }
-            _ => frames.push(Copied { start, data: vec![piece], sources: vec![source] }),
+            _ => frames.push(Copied {
+                start,
+                data: vec![piece],
+                sources: vec![source],
+            }),
         }
         start += blocks;
         skip += blocks;
@@ -244,6 +283,11 @@ fn append(frames: &mut Vec<Copied>, live: Live, content: &Bytes) {
 
 impl Copied {
     fn end(&self) -> u64 {
-        self.start + self.sources.iter().map(|source| u64::from(source.blocks)).sum::<u64>()
+        self.start
+            + self
+                .sources
+                .iter()
+                .map(|source| u64::from(source.blocks))
+                .sum::<u64>()
     }
 }

@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 
+use super::Pace;
 use super::applier::Item;
 use super::error::LogError;
 use super::format::AttachId;
-use super::format::root::Geometry;
 use super::format::names;
+use super::format::root::Geometry;
 use super::map::Map;
 use super::pending::Pending;
 use super::place::Home;
@@ -47,8 +48,10 @@ pub struct Engine {
     pub budget: Semaphore,
     /// How much of it there is in all.
     pub budget_bytes: u64,
-    /// A segment is sealed when it takes this much memory.
-    pub segment_bytes: u64,
+    /// When it seals, collects and writes roots.
+    pub pace: Pace,
+    /// The most bytes that one step of a write adds: whole blocks.
+    pub step: usize,
     /// How far it got.
     pub progress: watch::Sender<Progress>,
     /// Why nothing may be done any more, once that is so.
@@ -107,7 +110,10 @@ impl Tasks {
 
     /// Ends all of them.
     pub fn abort(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .abort_all();
     }
 }
 
@@ -130,7 +136,9 @@ impl Engine {
         self.fence.send_if_modified(|fence| {
             let first = fence.is_none();
             if first {
-                tracing::error!("the volume is no longer ours, and every request fails from now on: {why}");
+                tracing::error!(
+                    "the volume is no longer ours, and every request fails from now on: {why}"
+                );
                 *fence = Some(why.to_string());
             }
             first

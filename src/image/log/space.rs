@@ -8,9 +8,6 @@ use std::collections::BTreeMap;
 use super::format::BLOCK;
 use super::format::tables::SegmentRow;
 
-/// Below this, in bytes, a segment is small: flushes made it, not the flow of data.
-pub const SMALL: u64 = 1 << 20;
-
 /// The segments that the map's present state needs, or that wait to be deleted.
 #[derive(Debug, Default)]
 pub struct Space {
@@ -19,7 +16,6 @@ pub struct Space {
     stored: u64,
     dead: u64,
     needed: u64,
-    small: usize,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -54,10 +50,16 @@ impl Space {
 
     /// A segment is there; none of it is live yet.
     pub fn add(&mut self, seq: u64, stored: u64, blocks: u32) {
-        self.rows.insert(seq, Row { stored, blocks, live: 0 });
+        self.rows.insert(
+            seq,
+            Row {
+                stored,
+                blocks,
+                live: 0,
+            },
+        );
         self.stored += stored;
         self.dead += stored;
-        self.small += usize::from(stored < SMALL);
     }
 
     /// So many blocks more of it are needed.
@@ -76,7 +78,10 @@ impl Space {
     /// So many blocks of it are no longer needed.
     pub fn release(&mut self, seq: u64, blocks: u64) {
         if let Some(row) = self.rows.get_mut(&seq) {
-            debug_assert!(u64::from(row.live) >= blocks, "segment {seq} has no {blocks} blocks");
+            debug_assert!(
+                u64::from(row.live) >= blocks,
+                "segment {seq} has no {blocks} blocks"
+            );
             self.needed -= row.needed();
             row.live = row.live.saturating_sub(blocks as u32);
             self.needed += row.needed();
@@ -93,12 +98,16 @@ impl Space {
         if self.dead == 0 && self.rows.values().all(|row| row.live > 0) {
             return Vec::new();
         }
-        let dead: Vec<u64> = self.rows.iter().filter(|(_, row)| row.live == 0).map(|(seq, _)| *seq).collect();
+        let dead: Vec<u64> = self
+            .rows
+            .iter()
+            .filter(|(_, row)| row.live == 0)
+            .map(|(seq, _)| *seq)
+            .collect();
         for seq in &dead {
             if let Some(row) = self.rows.remove(seq) {
                 self.stored -= row.stored;
                 self.dead -= row.stored;
-                self.small -= usize::from(row.stored < SMALL);
             }
         }
         dead
@@ -139,33 +148,43 @@ impl Space {
         self.rows.len()
     }
 
-    /// Number of small ones.
-    pub fn small(&self) -> usize {
-        self.small
+    /// The segments with the least share of live blocks, none above three quarters,
+    /// within `most` bytes of live data. Not beyond `last`, the newest applied.
+    pub fn sparse(&self, most: u64, last: u64) -> Vec<u64> {
+        let rows = self
+            .rows
+            .range(..=last)
+            .filter(|(_, row)| row.live > 0 && u64::from(row.live) * 4 < u64::from(row.blocks) * 3);
+        let share = |row: &Row| u64::from(row.live) * 1000 / u64::from(row.blocks.max(1));
+        let mut rows: Vec<(u64, u64, u64)> = rows
+            .map(|(&seq, row)| (share(row), seq, u64::from(row.live) * BLOCK))
+            .collect();
+        rows.sort_unstable();
+        within(most, rows.into_iter().map(|(_, seq, bytes)| (seq, bytes)))
     }
 
-    /// What is worth collecting, within `most` bytes of live data: where `sparse`,
-    /// the segments with the least share of live blocks, none above three quarters;
-    /// else small ones, oldest first. Not beyond `last`, the newest applied.
-    pub fn worth_collecting(&self, sparse: bool, most: u64, last: u64) -> Vec<u64> {
-        let live = self.rows.range(..=last).filter(|(_, row)| row.live > 0);
-        let mut candidates: Vec<(u64, u64, u64)> = live
-            .filter(|(_, row)| match sparse {
-                true => u64::from(row.live) * 4 < u64::from(row.blocks) * 3,
-                false => row.stored < SMALL,
-            })
-            .map(|(&seq, row)| (u64::from(row.live) * 1000 / u64::from(row.blocks.max(1)), seq, u64::from(row.live) * BLOCK))
-            .collect();
-        if sparse {
-            candidates.sort_unstable();
-        }
-        let mut sum = 0;
-        let within = candidates.into_iter().take_while(|(_, _, bytes)| {
-            sum += bytes;
-            sum <= most
-        });
-        within.map(|(_, seq, _)| seq).collect()
+    /// Segments of fewer than `small` bytes, oldest first, within `most` bytes of live
+    /// data. Not beyond `last`, the newest applied.
+    pub fn small(&self, small: u64, most: u64, last: u64) -> Vec<u64> {
+        let rows = self
+            .rows
+            .range(..=last)
+            .filter(|(_, row)| row.live > 0 && row.stored < small);
+        within(
+            most,
+            rows.map(|(&seq, row)| (seq, u64::from(row.live) * BLOCK)),
+        )
     }
+}
+
+/// The first of these whose bytes together are within `most`.
+fn within(most: u64, rows: impl Iterator<Item = (u64, u64)>) -> Vec<u64> {
+    let mut sum = 0;
+    let fitting = rows.take_while(|(_, bytes)| {
+        sum += bytes;
+        sum <= most
+    });
+    fitting.map(|(seq, _)| seq).collect()
 }
 
 impl Row {

@@ -108,7 +108,12 @@ pub(super) struct Batch {
 impl Batch {
     pub(super) fn new(shared: Arc<Shared>, get: Get, errand: Errand) -> Batch {
         let left = get.frames.iter().copied().collect();
-        Batch { shared, errand, get, left }
+        Batch {
+            shared,
+            errand,
+            get,
+            left,
+        }
     }
 
     fn land(&mut self, frame: &FrameRef, landed: &Landed) {
@@ -134,7 +139,11 @@ impl Batch {
     }
 
     /// Fetches the whole object for these of its frames.
-    async fn fetch_whole(&mut self, name: &str, frames: &[FrameRef]) -> Result<Damaged, FrameError> {
+    async fn fetch_whole(
+        &mut self,
+        name: &str,
+        frames: &[FrameRef],
+    ) -> Result<Damaged, FrameError> {
         let shared = Arc::clone(&self.shared);
         let _turn = acquire(&shared.whole, 1).await;
         let body = shared.store.get(name).await?;
@@ -168,7 +177,10 @@ impl Drop for Batch {
         self.land_all(FrameError::closed(self.get.seq()));
         if self.errand == Errand::Ahead {
             let lane = self.shared.lane(self.errand);
-            self.get.frames.iter().for_each(|frame| lane.release(frame.stored));
+            self.get
+                .frames
+                .iter()
+                .for_each(|frame| lane.release(frame.stored));
         }
     }
 }
@@ -186,7 +198,15 @@ pub(super) async fn run(mut batch: Batch) {
         Ok(damaged) => {
             for (frame, damage) in damaged {
                 let (name, offset) = (name.clone(), frame.offset);
-                batch.land(&frame, &Err(FrameError::Damaged { seq, name, offset, damage }));
+                batch.land(
+                    &frame,
+                    &Err(FrameError::Damaged {
+                        seq,
+                        name,
+                        offset,
+                        damage,
+                    }),
+                );
             }
         }
         Err(FrameError::Store(error)) if error.kind == ErrorKind::NotFound => {
@@ -208,7 +228,9 @@ async fn fetch(batch: &mut Batch, name: &str) -> Result<Damaged, FrameError> {
             break;
         };
         let (frames, offset) = (damaged.len(), first.offset);
-        warn!("{name}: {frames} frames are damaged, the first at byte {offset}: {damage}; it is read again");
+        warn!(
+            "{name}: {frames} frames are damaged, the first at byte {offset}: {damage}; it is read again"
+        );
         sleep(PAUSE * (1 << (repeat - 1))).await;
         let left: Vec<FrameRef> = damaged.drain(..).map(|(frame, _)| frame).collect();
         if repeat == REPEATS {

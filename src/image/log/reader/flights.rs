@@ -69,6 +69,8 @@ impl Flights {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<FrameRef, Arc<Flight>>> {
         // Every change is one call; nothing half done can be seen.
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner)
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -264,7 +264,11 @@ impl Frames {
     /// Ends all work in the background; who still waits for a frame is told that the
     /// volume is closed.
     pub async fn close(&self) {
-        let tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let tasks = self
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(mut tasks) = tasks {
             tasks.shutdown().await;
         }
@@ -303,12 +307,19 @@ impl Shared {
 
     /// What to call a segment's object.
     fn called(&self, seq: u64) -> String {
-        self.names.name(seq).unwrap_or_else(|| format!("segment {seq}"))
+        self.names
+            .name(seq)
+            .unwrap_or_else(|| format!("segment {seq}"))
     }
 
     fn damaged(&self, frame: &FrameRef, damage: Damage) -> FrameError {
         let (seq, offset) = (frame.seq, frame.offset);
         let name = self.called(seq);
-        FrameError::Damaged { seq, name, offset, damage }
+        FrameError::Damaged {
+            seq,
+            name,
+            offset,
+            damage,
+        }
     }
 }

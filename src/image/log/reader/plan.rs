@@ -77,12 +77,19 @@ mod tests {
 
     fn frame(seq: u64, offset: u32, stored: u32) -> FrameRef {
         let address = u64::from(offset);
-        FrameRef { seq, offset, stored, address }
+        FrameRef {
+            seq,
+            offset,
+            stored,
+            address,
+        }
     }
 
     fn ranges(frames: &[FrameRef], largest: u64) -> Vec<(u64, u64, u64)> {
         let gets = gets(frames, largest);
-        gets.iter().map(|get| (get.seq(), get.from, get.to)).collect()
+        gets.iter()
+            .map(|get| (get.seq(), get.from, get.to))
+            .collect()
     }
 
     #[test]
@@ -102,7 +109,12 @@ mod tests {
 
     #[test]
     fn segments_are_apart_and_what_was_asked_first_comes_first() {
-        let row = [frame(9, 0, 10), frame(1, 0, 10), frame(9, 10, 10), frame(1, 10, 10)];
+        let row = [
+            frame(9, 0, 10),
+            frame(1, 0, 10),
+            frame(9, 10, 10),
+            frame(1, 10, 10),
+        ];
         assert_eq!(ranges(&row, MAX_GET), [(9, 0, 20), (1, 0, 20)]);
     }
 
@@ -112,7 +124,10 @@ mod tests {
         let lengths: Vec<u64> = gets(&row, MAX_GET).iter().map(Get::length).collect();
         assert_eq!(lengths, [MAX_GET, MAX_GET, 44 * 65_536]);
         let small: Vec<FrameRef> = (0..5000).map(|at| frame(1, at * 16, 16)).collect();
-        let counts: Vec<usize> = gets(&small, MAX_GET).iter().map(|get| get.frames.len()).collect();
+        let counts: Vec<usize> = gets(&small, MAX_GET)
+            .iter()
+            .map(|get| get.frames.len())
+            .collect();
         assert_eq!(counts, [2048, 2048, 904]);
     }
 

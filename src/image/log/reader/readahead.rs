@@ -128,7 +128,11 @@ impl State {
                 end: run.end.max(end),
                 reads: run.reads + u32::from(end > run.end),
             },
-            None => Run { start: offset, end, reads: 1 },
+            None => Run {
+                start: offset,
+                end,
+                reads: 1,
+            },
         };
         // It may have filled the gap before another.
         let next = self.runs.iter().position(|other| other.start == run.end);
@@ -228,7 +232,9 @@ mod tests {
     /// What was asked for during these reads, as one range each time.
     fn asked(ahead: &ReadAhead, reads: impl IntoIterator<Item = u64>) -> Vec<Range<u64>> {
         let reads = reads.into_iter();
-        reads.filter_map(|at| ahead.on_read(at * READ, READ)).collect()
+        reads
+            .filter_map(|at| ahead.on_read(at * READ, READ))
+            .collect()
     }
 
     /// The ranges follow each other. Returns the range of all.
@@ -291,7 +297,10 @@ mod tests {
             let reads = (0..1024).flat_map(|group| order.map(|at| group * 8 + at));
             let all = joined(&asked(&ahead, reads));
             assert!(all.start <= 16 * READ, "{name}: it begins at {}", all.start);
-            assert!(all.end >= GIB_OF_READS * READ + MOST - PIECE, "{name}: {all:?}");
+            assert!(
+                all.end >= GIB_OF_READS * READ + MOST - PIECE,
+                "{name}: {all:?}"
+            );
         }
     }
 
@@ -324,11 +333,17 @@ mod tests {
         let share = MOST / STREAMS as u64;
         for end in ends {
             let beyond = end - 4096 * READ;
-            assert!(beyond <= share && beyond >= share / 4, "{beyond} bytes ahead");
+            assert!(
+                beyond <= share && beyond >= share / 4,
+                "{beyond} bytes ahead"
+            );
         }
         // Seven end; the eighth has the whole window then.
         let last = asked(&ahead, 4096..GIB_OF_READS).pop().unwrap();
-        assert!(last.end >= GIB_OF_READS * READ + MOST - 2 * PIECE, "{last:?}");
+        assert!(
+            last.end >= GIB_OF_READS * READ + MOST - 2 * PIECE,
+            "{last:?}"
+        );
     }
 
     #[test]
@@ -354,10 +369,14 @@ mod tests {
         for _ in 0..1000 {
             let start = rng.u64(0..1 << 20) * 16;
             let asked = asked(&ahead, start..start + 8);
-            let beyond = |ask: &Range<u64>| ask.end.saturating_sub(((start + 8) * READ).max(ask.start));
+            let beyond =
+                |ask: &Range<u64>| ask.end.saturating_sub(((start + 8) * READ).max(ask.start));
             ahead_bytes += asked.iter().map(beyond).sum::<u64>();
         }
-        assert!(ahead_bytes <= 1000 * 8 * READ, "{ahead_bytes} bytes for nothing");
+        assert!(
+            ahead_bytes <= 1000 * 8 * READ,
+            "{ahead_bytes} bytes for nothing"
+        );
     }
 
     proptest! {
