@@ -3,6 +3,7 @@
 //! Knows: byte ranges, dirty data, the volume formats. Does not know: NBD,
 //! errnos, HTTP, devices. Each format is a module: [`objects`] is format 1.
 
+pub mod meta;
 pub mod objects;
 
 use std::fmt;
