@@ -9,8 +9,8 @@
 //! PATH/CONTAINER/tmp/             files under way, each locked by its writer
 //! ```
 //! The suffixes keep the objects `a` and `a/b` apart, which a file system would
-//! not. An object is written to `tmp`, synced, renamed to its place, and the
-//! directory synced; a crash leaves the old one or the new one, and at most a
+//! not. An object is written to `tmp`, synced, renamed to its place (linked, if it
+//! must not replace another), and the directory synced; a crash leaves the old one or the new one, and at most a
 //! file in `tmp` that nobody reads and the next writer removes. Its file is the
 //! body and a trailer with a checksum (see `files`).
 //!
@@ -108,12 +108,12 @@ impl DirStore {
     }
 
     /// Runs a write of this name after every earlier one.
-    async fn write(
+    async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
         name: &str,
-        work: impl FnOnce(&Inner) -> Result<(), StoreError> + Send + 'static,
-    ) -> Result<(), StoreError> {
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
         let lock = &self.inner.locks[hash as usize % LOCKS];
         let held = lock.clone().lock_owned().await;
@@ -123,13 +123,33 @@ impl DirStore {
         })
         .await
     }
+
+    /// Refuses a body that is none, or too long.
+    fn check_put(&self, name: &str, body: &[u8]) -> Result<(), StoreError> {
+        let (container, most) = (&self.inner.name, self.inner.max_object);
+        check::put(container, name, body)?;
+        if body.len() as u64 <= most {
+            return Ok(());
+        }
+        let detail = format!("{} bytes are more than {most}", body.len());
+        Err(self.inner.error(ErrorKind::Invalid, "PUT", name, detail))
+    }
 }
 
 impl Inner {
     fn get(&self, name: &str) -> Result<Bytes, StoreError> {
         let path = self.path("GET", name)?;
+        files::read(&path, name, self.max_object).map_err(|error| self.not_read(name, &path, error))
+    }
+
+    fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let path = self.path("GET", name)?;
+        files::read_range(&path, offset, length).map_err(|error| self.not_read(name, &path, error))
+    }
+
+    fn not_read(&self, name: &str, path: &Path, error: ReadError) -> StoreError {
         let damaged = |detail: String| self.error(ErrorKind::Corrupt, "GET", name, detail);
-        files::read(&path, name, self.max_object).map_err(|error| match error {
+        match error {
             ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
                 match self.exists("GET", name) {
                     Ok(()) => self.error(
@@ -145,18 +165,32 @@ impl Inner {
             ReadError::Io(error) if error.raw_os_error() == Some(Errno::EIO as i32) => {
                 damaged(format!("{}: {error}", path.display()))
             }
-            ReadError::Io(error) => self.failed("GET", name, &path, error),
+            ReadError::Io(error) => self.failed("GET", name, path, error),
             ReadError::Damaged(Damage(detail)) => damaged(format!("{}: {detail}", path.display())),
-        })
+        }
     }
 
     fn put(&self, name: &str, body: &[u8]) -> Result<(), StoreError> {
+        self.store(name, body, files::replace)
+    }
+
+    fn put_new(&self, name: &str, body: &[u8]) -> Result<bool, StoreError> {
+        self.store(name, body, files::create)
+    }
+
+    /// Has `place` make the object's file, given `tmp`, its path and its content.
+    fn store<T>(
+        &self,
+        name: &str,
+        body: &[u8],
+        place: impl FnOnce(&Path, &Path, &[&[u8]]) -> io::Result<T>,
+    ) -> Result<T, StoreError> {
         let path = self.path("PUT", name)?;
         let tmp = self.container.join("tmp");
         self.cleaned.call_once(|| files::clean(&tmp));
         let stored = self
             .make_parents(&path)
-            .and_then(|()| files::replace(&tmp, &path, &[body, &files::trailer(name, body)]));
+            .and_then(|()| place(&tmp, &path, &[body, &files::trailer(name, body)]));
         stored.map_err(|error| {
             if error.kind() == io::ErrorKind::NotFound {
                 self.known().clear();
@@ -371,18 +405,25 @@ impl ObjectStore for DirStore {
         self.blocking("GET", move |inner| inner.get(&name)).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let most = self.inner.max_object;
+        check::range(&self.inner.name, name, offset, length, most)?;
+        let name = name.to_owned();
+        self.blocking("GET", move |inner| inner.get_range(&name, offset, length))
+            .await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
-        check::put(&self.inner.name, name, &body)?;
-        if body.len() as u64 > self.inner.max_object {
-            let detail = format!(
-                "{} bytes are more than {}",
-                body.len(),
-                self.inner.max_object
-            );
-            return Err(self.inner.error(ErrorKind::Invalid, "PUT", name, detail));
-        }
+        self.check_put(name, &body)?;
         let owned = name.to_owned();
         self.write("PUT", name, move |inner| inner.put(&owned, &body))
+            .await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.check_put(name, &body)?;
+        let owned = name.to_owned();
+        self.write("PUT", name, move |inner| inner.put_new(&owned, &body))
             .await
     }
 

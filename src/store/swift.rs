@@ -8,7 +8,14 @@
 //! says that it holds something newer and stored nothing. A body is right if
 //! its length and its MD5 are those that its head promises; Swift may send the
 //! right ETag with no bytes at all. Every object is read with `X-Newest`, which
-//! asks all replicas that can be reached.
+//! asks all replicas that can be reached; a part of one is not, since it is asked
+//! for only of objects that are never overwritten. A part has no checksum: its
+//! place (Content-Range) and its length are what can be checked.
+//!
+//! A PUT with `If-None-Match: *` is answered 412 if any replica that was asked
+//! has such an object. The replicas look when the request arrives and store when
+//! its body has come: of two that race both may be answered 201, and the one with
+//! the newer timestamp stays.
 //!
 //! # What a 404 proves
 //! By itself, nothing. A proxy that cannot find the container's record (its
@@ -49,7 +56,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{
+    CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RANGE,
+};
 use reqwest::{Method, Response};
 
 pub use self::auth::Account;
@@ -266,6 +275,88 @@ impl SwiftStore {
         Err(finish(request, reply).await)
     }
 
+    async fn get_range_once(
+        &self,
+        name: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, StoreError> {
+        let mut request = self.object(Method::GET, name);
+        let range = HeaderValue::try_from(format!("bytes={offset}-{}", offset + length - 1))
+            .map_err(|_| request.error(ErrorKind::Invalid, "the range is not a header"))?;
+        request.headers.insert(RANGE, range);
+        let reply = self.send(&request).await?;
+        let status = reply.status().as_u16();
+        if !matches!(status, 206 | 416) {
+            return Err(match finish(&request, reply).await {
+                error if status == 404 => StoreError {
+                    detail: "the object does not exist".to_owned(),
+                    ..error
+                },
+                error => error,
+            });
+        }
+        let expected = match answer::part(status, reply.headers(), offset, length) {
+            Ok(expected) => expected,
+            Err(fault) => {
+                http::drain(reply).await;
+                return Err(request.error(ErrorKind::Corrupt, fault));
+            }
+        };
+        if status == 416 {
+            http::drain(reply).await;
+            return Ok(Bytes::new());
+        }
+        let timeouts = *self.account().timeouts();
+        let body = http::receive_part(&request, reply, expected, &timeouts).await?;
+        if body.len() as u64 != expected {
+            let detail = format!("{} of {expected} bytes came", body.len());
+            return Err(request.error(ErrorKind::Corrupt, detail));
+        }
+        Ok(body)
+    }
+
+    /// Stores an object; with `only_new` false means that there is one already.
+    async fn upload(&self, name: &str, body: Bytes, only_new: bool) -> Result<bool, StoreError> {
+        check::put(&self.container, name, &body)?;
+        let mut request = self.object(Method::PUT, name);
+        if body.len() as u64 > self.max_object {
+            let detail = format!("{} bytes are more than {}", body.len(), self.max_object);
+            return Err(request.error(ErrorKind::Invalid, detail));
+        }
+        let md5 = http::md5(&body).await;
+        let etag = HeaderValue::try_from(answer::hex(md5))
+            .map_err(|_| request.error(ErrorKind::Invalid, "the checksum is not a header"))?;
+        let plain = HeaderValue::from_static("application/octet-stream");
+        request.headers = HeaderMap::from_iter([(ETAG, etag), (CONTENT_TYPE, plain)]);
+        if only_new {
+            let any = HeaderValue::from_static("*");
+            request.headers.insert(IF_NONE_MATCH, any);
+        }
+        request.body = body;
+        let reply = self.send(&request).await?;
+        let stored = match reply.status().as_u16() {
+            201 => answer::etag(reply.headers()),
+            412 if only_new => {
+                http::drain(reply).await;
+                return Ok(false);
+            }
+            404 => {
+                http::drain(reply).await;
+                return Err(self.not_stored(&request).await);
+            }
+            _ => return Err(finish(&request, reply).await),
+        };
+        http::drain(reply).await;
+        if stored.is_some_and(|stored| stored != md5) {
+            return Err(StoreError {
+                lingers: CLOCK_SKEW,
+                ..request.error(ErrorKind::Corrupt, "Swift stored something else (ETag)")
+            });
+        }
+        Ok(true)
+    }
+
     /// What a PUT's 404 means.
     async fn not_stored(&self, request: &Request) -> StoreError {
         match self.confirm().await {
@@ -325,35 +416,18 @@ impl ObjectStore for SwiftStore {
         self.confirmed(|| self.md5_once(name)).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        check::range(&self.container, name, offset, length, self.max_object)?;
+        self.confirmed(|| self.get_range_once(name, offset, length))
+            .await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
-        check::put(&self.container, name, &body)?;
-        let mut request = self.object(Method::PUT, name);
-        if body.len() as u64 > self.max_object {
-            let detail = format!("{} bytes are more than {}", body.len(), self.max_object);
-            return Err(request.error(ErrorKind::Invalid, detail));
-        }
-        let md5 = http::md5(&body).await;
-        let etag = HeaderValue::try_from(answer::hex(md5))
-            .map_err(|_| request.error(ErrorKind::Invalid, "the checksum is not a header"))?;
-        let plain = HeaderValue::from_static("application/octet-stream");
-        request.headers = HeaderMap::from_iter([(ETAG, etag), (CONTENT_TYPE, plain)]);
-        request.body = body;
-        let reply = match self.write(&request, 201).await {
-            Ok(reply) => reply,
-            Err(error) if error.kind == ErrorKind::NotFound => {
-                return Err(self.not_stored(&request).await);
-            }
-            Err(error) => return Err(error),
-        };
-        let stored = answer::etag(reply.headers());
-        http::drain(reply).await;
-        if stored.is_some_and(|stored| stored != md5) {
-            return Err(StoreError {
-                lingers: CLOCK_SKEW,
-                ..request.error(ErrorKind::Corrupt, "Swift stored something else (ETag)")
-            });
-        }
-        Ok(())
+        self.upload(name, body, false).await.map(drop)
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.upload(name, body, true).await
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {

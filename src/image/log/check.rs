@@ -1,0 +1,1 @@
+//! Reads everything and says what is damaged.
