@@ -94,12 +94,8 @@ pub async fn log(
     passphrase: Option<&Passphrase>,
     who: Who,
 ) -> Result<Log, LogError> {
-    let limits = log::Limits {
-        cache: volume.cache,
-        dirty: volume.dirty,
-        map: volume.map,
-        patience: volume.io_timeout,
-    };
+    let (cache, dirty, map) = (volume.cache, volume.dirty, volume.map);
+    let limits = log::Limits::new(cache, dirty, map, volume.io_timeout);
     let attaching = Arc::clone(&container.impatient);
     Log::open(attaching, Arc::clone(live), passphrase, limits, who).await
 }

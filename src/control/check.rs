@@ -61,11 +61,11 @@ pub fn run(config: &Config, args: &cli::Check) -> Result<()> {
 
 /// What the command ends with where something was found.
 fn outcome(volume: &Volume, count: usize, repair: bool) -> Error {
-    let things = if count == 1 { "thing is" } else { "things are" };
-    let text = format!(
-        "volume {}: {count} {things} not as they should be",
-        volume.name
-    );
+    let what = match count {
+        1 => "one thing is not as it should be".to_owned(),
+        _ => format!("{count} things are not as they should be"),
+    };
+    let text = format!("volume {}: {what}", volume.name);
     let error = Error::failed(text);
     match repair {
         true => error,

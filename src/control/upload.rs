@@ -75,7 +75,7 @@ pub fn run(config: &Config, args: &cli::Upload) -> Result<()> {
                 let upload = Upload::new(volume.clone(), source, layout, &claim, pace, progress);
                 let sent = upload.send(&claim, &mut signals).await;
                 upload.progress.end();
-                sent
+                sent.map_err(|error| partly(&volume, error))
             }
             Format::Log { .. } => match write(&volume, source, &claim, args, &mut signals).await {
                 Ok(sent) => sent,
@@ -84,11 +84,12 @@ pub fn run(config: &Config, args: &cli::Upload) -> Result<()> {
             },
         };
         let released = claim.release(&mut signals).await;
-        let sent = sent.map_err(|error| {
-            error.context(format!("volume {} holds a part of the image", volume.name))
-        });
         sent.and(released)
     })
+}
+
+fn partly(volume: &Volume, error: Error) -> Error {
+    error.context(format!("volume {} holds a part of the image", volume.name))
 }
 
 /// Makes a volume of format 2 the image. Fails if the volume cannot be given back; what
@@ -122,7 +123,7 @@ async fn write(
     .await;
     copy.progress.end();
     copy::close(volume, &log, signals).await?;
-    Ok(sent)
+    Ok(sent.map_err(|error| partly(volume, error)))
 }
 
 /// Locks the volume, which is made if there is none.
