@@ -54,18 +54,28 @@ fn promises_hold_for_every_seed() {
     for seed in seeds {
         count += 1;
         if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
-            eprintln!("SEED {seed} FAILED; replay: SWIFTNBD_SEED={seed} cargo test --test log_simulation");
+            eprintln!(
+                "SEED {seed} FAILED; replay: SWIFTNBD_SEED={seed} cargo test --test log_simulation"
+            );
             failed.push(seed);
         }
     }
     assert!(count > 0, "no seed to run");
-    assert!(failed.is_empty(), "{} of {count} seeds failed: {failed:?}", failed.len());
+    assert!(
+        failed.is_empty(),
+        "{} of {count} seeds failed: {failed:?}",
+        failed.len()
+    );
     println!("{count} seeds in {} s", begun.elapsed().as_secs());
 }
 
 fn number(name: &str) -> Option<u64> {
     let value = std::env::var(name).ok()?;
-    Some(value.parse().unwrap_or_else(|_| panic!("{name} is not a number")))
+    Some(
+        value
+            .parse()
+            .unwrap_or_else(|_| panic!("{name} is not a number")),
+    )
 }
 
 fn run(seed: u64) {
@@ -95,11 +105,17 @@ impl Plan {
         let block_size = [512, 4096][rng.usize(0..2)];
         let blocks = rng.u64(4..120);
         let geometry = Geometry {
-            size: blocks * 4096 - if block_size == 512 { rng.u64(0..8) * 512 } else { 0 },
+            size: blocks * 4096
+                - if block_size == 512 {
+                    rng.u64(0..8) * 512
+                } else {
+                    0
+                },
             block_size,
             compression: [Compression::None, Compression::Lz4][rng.usize(0..2)],
         };
-        let give_up_after = (rng.u8(0..3) == 0).then(|| Duration::from_millis(rng.u64(100..60_000)));
+        let give_up_after =
+            (rng.u8(0..3) == 0).then(|| Duration::from_millis(rng.u64(100..60_000)));
         let mut faults = Faults::replicas(rng.u32(0..4));
         if give_up_after.is_none() {
             // Then nothing at all may fail; damage that stays would.
@@ -161,7 +177,9 @@ impl Simulation {
         let memory: Arc<dyn ObjectStore> = Arc::new(memory);
         let passphrase = passphrase();
         let key = plan.encrypted.then_some((&passphrase, COST));
-        log::create(&memory, plan.geometry, key, &who()).await.unwrap();
+        log::create(&memory, plan.geometry, key, &who())
+            .await
+            .unwrap();
         let simulation = Arc::new(Simulation {
             plan,
             store: FaultStore::new(memory, plan.faults, rng.u64(..)),
@@ -213,7 +231,12 @@ impl Simulation {
                 Err(LogError::Store(error)) if !error.is_permanent() => {}
                 // What is not found, or comes damaged every time, may come tomorrow;
                 // and our own stop may land late, on what we created since.
-                Err(LogError::Missing { .. } | LogError::Damaged { .. } | LogError::Fenced(_)) if attempt < 60 => {}
+                Err(
+                    LogError::Missing { .. }
+                    | LogError::Damaged { .. }
+                    | LogError::Fenced(_)
+                    | LogError::NotAVolume,
+                ) if attempt < 60 => {}
                 Err(error) => panic!("it cannot be opened: {error}"),
             }
             process.crash();
@@ -231,7 +254,14 @@ impl Simulation {
         let live = retry.with_policy(Policy::live(self.plan.give_up_after));
         let passphrase = passphrase();
         let passphrase = self.plan.encrypted.then_some(&passphrase);
-        Log::open(Arc::new(retry), Arc::new(live), passphrase, self.plan.limits, who()).await
+        Log::open(
+            Arc::new(retry),
+            Arc::new(live),
+            passphrase,
+            self.plan.limits,
+            who(),
+        )
+        .await
     }
 
     /// After a crash: a prefix.
@@ -331,7 +361,10 @@ impl Simulation {
             };
             if let Err(error) = result {
                 let expected = self.plan.give_up_after.is_some();
-                assert!(expected, "an error although the volume waits for ever: {error}");
+                assert!(
+                    expected,
+                    "an error although the volume waits for ever: {error}"
+                );
             }
         }
     }
@@ -377,7 +410,13 @@ impl Simulation {
         (from + first * unit, rng.usize(1..=units - first) * unit)
     }
 
-    async fn write(&self, image: &Log, first: usize, count: usize, rng: &mut fastrand::Rng) -> Result<(), ImageError> {
+    async fn write(
+        &self,
+        image: &Log,
+        first: usize,
+        count: usize,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(), ImageError> {
         let new: Vec<Tag> = {
             let mut next = self.next_tag.lock().unwrap();
             *next += count as u64;
@@ -385,7 +424,10 @@ impl Simulation {
         };
         let data: BytesMut = new.iter().flat_map(|tag| sector(*tag)).collect();
         let operation = self.begin((first..).zip(new));
-        self.answer(operation, image.write(first as u64 * SECTOR, data.freeze()).await)?;
+        self.answer(
+            operation,
+            image.write(first as u64 * SECTOR, data.freeze()).await,
+        )?;
         match rng.u8(0..5) {
             0 => self.flush(image).await,
             _ => Ok(()),
@@ -421,7 +463,8 @@ impl Simulation {
             }
         };
         self.haunt(zombie, rng).await;
-        self.work(&life.image, 0, self.plan.unit(), rng.fork()).await;
+        self.work(&life.image, 0, self.plan.unit(), rng.fork())
+            .await;
         self.store.set_faults(Faults::default());
         let mut tries = 0;
         while self.flush(&life.image).await.is_err() {
@@ -429,7 +472,11 @@ impl Simulation {
             assert!(tries < 200, "the store is well and a flush still fails");
             sleep(Duration::from_secs(1)).await;
         }
-        assert_eq!(life.image.stats().log.unwrap().seconds_behind, 0, "behind after a flush");
+        assert_eq!(
+            life.image.stats().log.unwrap().seconds_behind,
+            0,
+            "behind after a flush"
+        );
         let before = self.read_all(&life.image).await;
         let mut closed = life.image.close().await;
         for _ in 0..100 {
@@ -442,8 +489,15 @@ impl Simulation {
         closed.expect("closes");
         drop(life);
         let process = self.store.another();
-        let image = self.open_once(&process, rng.fork()).await.expect("opens when all is well");
-        assert_eq!(self.read_all(&image).await, before, "closed and opened, it reads differently");
+        let image = self
+            .open_once(&process, rng.fork())
+            .await
+            .expect("opens when all is well");
+        assert_eq!(
+            self.read_all(&image).await,
+            before,
+            "closed and opened, it reads differently"
+        );
         self.model.lock().unwrap().crashed(&before);
     }
 }

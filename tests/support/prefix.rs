@@ -40,9 +40,15 @@ struct Sector {
 impl Prefix {
     /// A volume of zeros.
     pub fn new(sectors: usize) -> Prefix {
-        let zeros = Sector { history: vec![(0, 0)], floor: 0 };
+        let zeros = Sector {
+            history: vec![(0, 0)],
+            floor: 0,
+        };
         Prefix {
-            operations: vec![Operation { begun: 0, answered: 0 }],
+            operations: vec![Operation {
+                begun: 0,
+                answered: 0,
+            }],
             sectors: vec![zeros; sectors],
             now: 0,
         }
@@ -62,7 +68,10 @@ impl Prefix {
     pub fn begin(&mut self, changes: impl Iterator<Item = (usize, Tag)>) -> usize {
         let begun = self.tick();
         let operation = self.operations.len();
-        self.operations.push(Operation { begun, answered: NEVER });
+        self.operations.push(Operation {
+            begun,
+            answered: NEVER,
+        });
         for (sector, tag) in changes {
             self.sectors[sector].history.push((operation, tag));
         }
@@ -78,16 +87,29 @@ impl Prefix {
     pub fn observe(&self, first: usize, seen: &[Tag]) {
         for (at, tag) in (first..).zip(seen) {
             let history = &self.sectors[at].history;
-            let answered = history.iter().rposition(|(operation, _)| self.operations[*operation].answered != NEVER);
+            let answered = history
+                .iter()
+                .rposition(|(operation, _)| self.operations[*operation].answered != NEVER);
             let possible = &history[answered.unwrap_or(0)..];
-            assert!(possible.iter().any(|(_, may)| may == tag), "sector {at} reads {tag}, not one of {possible:?}");
+            assert!(
+                possible.iter().any(|(_, may)| may == tag),
+                "sector {at} reads {tag}, not one of {possible:?}"
+            );
         }
     }
 
     /// A flush begins. What it covers: everything answered.
     pub fn cover(&self) -> Vec<usize> {
-        let newest = |sector: &Sector| sector.history.iter().rposition(|(operation, _)| self.operations[*operation].answered != NEVER);
-        self.sectors.iter().map(|sector| newest(sector).unwrap_or(0)).collect()
+        let newest = |sector: &Sector| {
+            sector
+                .history
+                .iter()
+                .rposition(|(operation, _)| self.operations[*operation].answered != NEVER)
+        };
+        self.sectors
+            .iter()
+            .map(|sector| newest(sector).unwrap_or(0))
+            .collect()
     }
 
     /// The flush was answered.
@@ -103,7 +125,11 @@ impl Prefix {
         assert_eq!(seen.len(), self.sectors.len());
         // A moment such that every sector holds its operations up to then. It is
         // enough to try the beginnings.
-        let mut moments: Vec<Moment> = self.operations.iter().map(|operation| operation.begun).collect();
+        let mut moments: Vec<Moment> = self
+            .operations
+            .iter()
+            .map(|operation| operation.begun)
+            .collect();
         moments.sort_unstable();
         let fits = |moment: Moment| {
             let sectors = self.sectors.iter().zip(seen).enumerate();
@@ -122,7 +148,10 @@ impl Prefix {
             panic!("what is there is no prefix of what was written: {wrong:?}");
         }
         for (sector, tag) in self.sectors.iter_mut().zip(seen) {
-            *sector = Sector { history: vec![(0, *tag)], floor: 0 };
+            *sector = Sector {
+                history: vec![(0, *tag)],
+                floor: 0,
+            };
         }
         self.operations.truncate(1);
         self.now = 0;
@@ -135,7 +164,10 @@ impl Prefix {
             let (operation, may) = sector.history[at];
             let included = self.operations[operation].begun <= moment;
             // One that failed may be left out, and what came after it be there.
-            let next = sector.history[at + 1..].iter().map(|(operation, _)| self.operations[*operation].answered).min();
+            let next = sector.history[at + 1..]
+                .iter()
+                .map(|(operation, _)| self.operations[*operation].answered)
+                .min();
             may == tag && included && next.is_none_or(|answered| answered >= moment)
         })
     }

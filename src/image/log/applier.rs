@@ -91,7 +91,12 @@ struct Applier {
 }
 
 /// Applies and checkpoints until the queue ends.
-pub async fn run(engine: Arc<Engine>, mut items: mpsc::UnboundedReceiver<Item>, last: Last, to_delete: mpsc::UnboundedSender<Dead>) {
+pub async fn run(
+    engine: Arc<Engine>,
+    mut items: mpsc::UnboundedReceiver<Item>,
+    last: Last,
+    to_delete: mpsc::UnboundedSender<Dead>,
+) {
     let mut applier = Applier {
         seq: last.root.seq,
         header: last.root.header,
@@ -106,7 +111,11 @@ pub async fn run(engine: Arc<Engine>, mut items: mpsc::UnboundedReceiver<Item>, 
             return;
         }
         match item {
-            Item::Segment { header, hash, stored } => applier.segment(&header, hash, stored).await,
+            Item::Segment {
+                header,
+                hash,
+                stored,
+            } => applier.segment(&header, hash, stored).await,
             Item::Root(done) => {
                 if applier.seq != applier.last.root.seq || applier.engine.map.changed_cost() > 0 {
                     applier.root().await;
@@ -126,7 +135,10 @@ impl Applier {
     async fn segment(&mut self, header: &Arc<Header>, hash: Hash, stored: u64) {
         let engine = Arc::clone(&self.engine);
         while let Err(error) = engine.map.apply(&*engine.store, header, stored).await {
-            tracing::error!("segment {} cannot be entered in the map, it is tried again: {error}", header.seq);
+            tracing::error!(
+                "segment {} cannot be entered in the map, it is tried again: {error}",
+                header.seq
+            );
             sleep(PAUSE).await;
         }
         collector::remember(&engine, header, stored);
@@ -135,7 +147,9 @@ impl Applier {
         (self.seq, self.header) = (header.seq, hash);
         self.bytes += stored;
         self.segments += 1;
-        engine.progress.send_modify(|progress| progress.applied = header.seq);
+        engine
+            .progress
+            .send_modify(|progress| progress.applied = header.seq);
         engine.collect.notify_one();
         collector::watch_space(&engine);
         if self.wants_root() {
@@ -147,7 +161,10 @@ impl Applier {
 
     fn wants_root(&self) -> bool {
         let pace = self.engine.pace;
-        let (live, dead) = self.engine.map.space(|space| (space.live_bytes(), space.dead_bytes()));
+        let (live, dead) = self
+            .engine
+            .map
+            .space(|space| (space.live_bytes(), space.dead_bytes()));
         let after = (live / 8).clamp(pace.root_bytes.0, pace.root_bytes.1);
         self.bytes >= after || self.segments >= pace.root_segments || dead >= after
     }
@@ -173,7 +190,13 @@ impl Applier {
         }
         let n = self.last.root.n + 1;
         let previous = Some((self.last.root.epoch, self.last.root.n, self.last.hash));
-        let mut checkpoint = Checkpoint::prepare(&engine, n, previous, (self.seq, self.header), self.last.root.key);
+        let mut checkpoint = Checkpoint::prepare(
+            &engine,
+            n,
+            previous,
+            (self.seq, self.header),
+            self.last.root.key,
+        );
         self.put_all(&checkpoint.objects).await;
         if engine.check().is_err() {
             return;
@@ -183,7 +206,10 @@ impl Applier {
         if engine.check().is_err() {
             return;
         }
-        self.last = Last { hash: hash(&checkpoint.object.1), root: checkpoint.root };
+        self.last = Last {
+            hash: hash(&checkpoint.object.1),
+            root: checkpoint.root,
+        };
         (self.bytes, self.segments) = (0, 0);
         engine.progress.send_modify(|progress| progress.root = n);
         let mut dead = engine.map.take_dead(self.last.root.tables.k);
@@ -203,7 +229,9 @@ impl Applier {
                 match decide::create(&*engine.store, name, body).await {
                     Ok(Created::Ours) => return,
                     Ok(Created::Taken(other)) => return engine.fenced(&engine.taken(name, &other)),
-                    Err(error) => tracing::warn!("{name} could not be stored, it is tried again: {error}"),
+                    Err(error) => {
+                        tracing::warn!("{name} could not be stored, it is tried again: {error}")
+                    }
                 }
                 if engine.check().is_err() {
                     return;
@@ -220,7 +248,9 @@ fn old_roots(epoch: u32, n: u32) -> Vec<String> {
     if !n.is_multiple_of(MULTIPLE) || n < 2 * MULTIPLE {
         return Vec::new();
     }
-    (n - 2 * MULTIPLE + 1..n - MULTIPLE).map(|old| names::root(epoch, old)).collect()
+    (n - 2 * MULTIPLE + 1..n - MULTIPLE)
+        .map(|old| names::root(epoch, old))
+        .collect()
 }
 
 /// Changed pages, encoded.
@@ -231,7 +261,11 @@ struct Pages {
 }
 
 fn encode_pages(engine: &Engine) -> Pages {
-    let mut pages = Pages { objects: Vec::new(), sizes: Vec::new(), written: Written::default() };
+    let mut pages = Pages {
+        objects: Vec::new(),
+        sizes: Vec::new(),
+        written: Written::default(),
+    };
     let mut builder: Option<MapBuilder> = None;
     let mut close = |builder: MapBuilder, k: u64| {
         pages.sizes.push((k, builder.len() as u64));
@@ -262,7 +296,13 @@ fn encode_pages(engine: &Engine) -> Pages {
 }
 
 fn new_map(engine: &Engine, k: u64) -> MapBuilder {
-    MapBuilder::new(engine.home.volume, &engine.home.cipher, engine.epoch, engine.attach, k)
+    MapBuilder::new(
+        engine.home.volume,
+        &engine.home.cipher,
+        engine.epoch,
+        engine.attach,
+        k,
+    )
 }
 
 /// A root and everything that it names, not stored yet.
@@ -279,7 +319,13 @@ pub struct Checkpoint {
 
 impl Checkpoint {
     /// The map as it is now, after segment `at`, as root `n`.
-    pub fn prepare(engine: &Engine, n: u32, previous: Option<(u32, u32, Hash)>, at: (u64, Hash), key: u32) -> Checkpoint {
+    pub fn prepare(
+        engine: &Engine,
+        n: u32,
+        previous: Option<(u32, u32, Hash)>,
+        at: (u64, Hash),
+        key: u32,
+    ) -> Checkpoint {
         let mut pages = encode_pages(engine);
         let tables = engine.map.tables(&pages.written, &pages.sizes);
         let k = engine.map.next_map();
@@ -300,12 +346,20 @@ impl Checkpoint {
         };
         let name = names::root(engine.epoch, n);
         let body = root.encode(engine.home.volume, &engine.home.cipher, &name);
-        Checkpoint { objects: pages.objects, sizes: pages.sizes, written: pages.written, root, object: (name, body) }
+        Checkpoint {
+            objects: pages.objects,
+            sizes: pages.sizes,
+            written: pages.written,
+            root,
+            object: (name, body),
+        }
     }
 
     /// The map objects are durable: their pages need not be kept in memory.
     pub fn commit(&mut self, engine: &Engine) {
-        engine.map.written(std::mem::take(&mut self.written), &self.sizes);
+        engine
+            .map
+            .written(std::mem::take(&mut self.written), &self.sizes);
     }
 }
 
@@ -321,7 +375,9 @@ pub async fn delete(engine: Arc<Engine>, mut names: mpsc::UnboundedReceiver<Dead
         };
         for some in dead.chunks(DELETE_TOGETHER) {
             while let Err(error) = delete_some(&engine, some).await {
-                tracing::warn!("objects that are no longer needed could not be deleted, it is tried again: {error}");
+                tracing::warn!(
+                    "objects that are no longer needed could not be deleted, it is tried again: {error}"
+                );
                 sleep(PAUSE).await;
             }
             if engine.check().is_err() {
@@ -336,15 +392,23 @@ async fn delete_some(engine: &Engine, names: &[String]) -> Result<(), StoreError
         return Ok(());
     }
     engine.store.delete_many(names).await?;
-    engine.counters.deleted.fetch_add(names.len() as u64, Ordering::Relaxed);
+    engine
+        .counters
+        .deleted
+        .fetch_add(names.len() as u64, Ordering::Relaxed);
     Ok(())
 }
 
 /// Creates objects, one after the other; a failure ends it.
-pub async fn put_once(store: &dyn ObjectStore, objects: &[(String, Bytes)]) -> Result<(), LogError> {
+pub async fn put_once(
+    store: &dyn ObjectStore,
+    objects: &[(String, Bytes)],
+) -> Result<(), LogError> {
     for (name, body) in objects {
         if let Created::Taken(_) = decide::create(store, name, body).await? {
-            return Err(LogError::Fenced(format!("{name} was written by somebody else")));
+            return Err(LogError::Fenced(format!(
+                "{name} was written by somebody else"
+            )));
         }
     }
     Ok(())

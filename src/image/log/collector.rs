@@ -44,14 +44,22 @@ pub struct Recent(Mutex<BTreeMap<u64, Arc<Header>>>);
 
 impl Recent {
     fn get(&self, seq: u64) -> Option<Arc<Header>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&seq).cloned()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&seq)
+            .cloned()
     }
 }
 
 /// Remembers a small segment's header.
 pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
     if stored < REMEMBER_BELOW {
-        let mut recent = engine.recent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut recent = engine
+            .recent
+            .0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         recent.insert(header.seq, Arc::clone(header));
         while recent.len() > REMEMBERED {
             recent.pop_first();
@@ -102,7 +110,10 @@ fn victims(engine: &Engine, bad: &BTreeSet<u64>) -> Option<Vec<u64>> {
     let applied = engine.progress.borrow().applied;
     let pace = engine.pace;
     let mut chosen = engine.map.space(|space| {
-        let (stored, needed) = (space.stored_bytes() - space.dead_bytes(), space.needed_bytes());
+        let (stored, needed) = (
+            space.stored_bytes() - space.dead_bytes(),
+            space.needed_bytes(),
+        );
         if stored > needed / 100 * BEGIN + pace.leave() {
             return space.sparse(pace.segment, applied);
         }
@@ -163,7 +174,9 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)
 }
 
 fn wanted_seq(error: &super::reader::FrameError, wanted: &[FrameRef]) -> u64 {
-    error.seq().unwrap_or_else(|| wanted.first().map_or(0, |frame| frame.seq))
+    error
+        .seq()
+        .unwrap_or_else(|| wanted.first().map_or(0, |frame| frame.seq))
 }
 
 /// What the map still needs of a segment.
@@ -174,12 +187,27 @@ async fn live_in(engine: &Engine, seq: u64) -> Result<Vec<Live>, LogError> {
     };
     let mut live = Vec::new();
     for frame in &header.frames {
-        let below = engine.map.lookup(&*engine.store, frame.start, frame.blocks).await?;
+        let below = engine
+            .map
+            .lookup(&*engine.store, frame.start, frame.blocks)
+            .await?;
         for place in below {
-            let Below::There { start, entry } = place else { continue };
+            let Below::There { start, entry } = place else {
+                continue;
+            };
             if entry.seq() == seq && entry.offset() == frame.offset {
-                let frame = FrameRef { seq, offset: frame.offset, stored: frame.stored, address: frame.start };
-                live.push(Live { start, blocks: entry.blocks(), frame, skip: entry.skip() });
+                let frame = FrameRef {
+                    seq,
+                    offset: frame.offset,
+                    stored: frame.stored,
+                    address: frame.start,
+                };
+                live.push(Live {
+                    start,
+                    blocks: entry.blocks(),
+                    frame,
+                    skip: entry.skip(),
+                });
             }
         }
     }
@@ -189,13 +217,18 @@ async fn live_in(engine: &Engine, seq: u64) -> Result<Vec<Live>, LogError> {
 /// A segment's header, from the store.
 pub async fn header(engine: &Engine, seq: u64) -> Result<Header, LogError> {
     let Some(name) = engine.map.segment_name(seq) else {
-        return Err(LogError::Missing { object: format!("segment {seq}") });
+        return Err(LogError::Missing {
+            object: format!("segment {seq}"),
+        });
     };
     let (header, _) = fetch_header(engine, &name).await?;
     Ok(header)
 }
 
-async fn fetch_header(engine: &Engine, name: &str) -> Result<(Header, super::format::Hash), LogError> {
+async fn fetch_header(
+    engine: &Engine,
+    name: &str,
+) -> Result<(Header, super::format::Hash), LogError> {
     let home = &engine.home;
     let store = &*engine.store;
     let needed = read_box(store, name, 0, HEADER_GUESS, |first| {
@@ -208,7 +241,12 @@ async fn fetch_header(engine: &Engine, name: &str) -> Result<(Header, super::for
     .await?;
     match needed {
         Ok(header) => Ok(header),
-        Err(needed) => read_box(store, name, 0, needed, |first| Header::decode(name, home.volume, &home.cipher, &first)).await,
+        Err(needed) => {
+            read_box(store, name, 0, needed, |first| {
+                Header::decode(name, home.volume, &home.cipher, &first)
+            })
+            .await
+        }
     }
 }
 
@@ -231,7 +269,11 @@ fn append(frames: &mut Vec<Copied>, live: Live, content: &Bytes) {
                 last.data.push(piece);
                 last.sources.push(source);
             }
-            _ => frames.push(Copied { start, data: vec![piece], sources: vec![source] }),
+            _ => frames.push(Copied {
+                start,
+                data: vec![piece],
+                sources: vec![source],
+            }),
         }
         start += blocks;
         skip += blocks;
@@ -241,6 +283,11 @@ fn append(frames: &mut Vec<Copied>, live: Live, content: &Bytes) {
 
 impl Copied {
     fn end(&self) -> u64 {
-        self.start + self.sources.iter().map(|source| u64::from(source.blocks)).sum::<u64>()
+        self.start
+            + self
+                .sources
+                .iter()
+                .map(|source| u64::from(source.blocks))
+                .sum::<u64>()
     }
 }

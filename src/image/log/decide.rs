@@ -17,8 +17,8 @@ use tokio::time::sleep;
 
 use super::error::LogError;
 use super::format::claim::{self, Stop};
-use super::format::{AttachId, VolumeId};
 use super::format::seal::Kind;
+use super::format::{AttachId, VolumeId};
 use crate::store::{ErrorKind, ObjectStore, StoreError};
 
 /// How often a name that exists and cannot be read is tried again.
@@ -35,7 +35,11 @@ pub enum Created {
 }
 
 /// Creates the object, unless another is there.
-pub async fn create(store: &dyn ObjectStore, name: &str, body: &Bytes) -> Result<Created, StoreError> {
+pub async fn create(
+    store: &dyn ObjectStore,
+    name: &str,
+    body: &Bytes,
+) -> Result<Created, StoreError> {
     let mut attempt = 0;
     loop {
         if store.put_new(name, body.clone()).await? {
@@ -60,7 +64,11 @@ pub async fn create(store: &dyn ObjectStore, name: &str, body: &Bytes) -> Result
 }
 
 /// Creates the object and reads it back: the newest that is there decides.
-pub async fn create_and_look(store: &dyn ObjectStore, name: &str, body: &Bytes) -> Result<Created, StoreError> {
+pub async fn create_and_look(
+    store: &dyn ObjectStore,
+    name: &str,
+    body: &Bytes,
+) -> Result<Created, StoreError> {
     if let Created::Taken(other) = create(store, name, body).await? {
         return Ok(Created::Taken(other));
     }
@@ -78,8 +86,16 @@ pub async fn create_and_look(store: &dyn ObjectStore, name: &str, body: &Bytes) 
 }
 
 /// Makes it true for everybody that nothing is at this name, or tells what is there.
-pub async fn stop(store: &dyn ObjectStore, volume: VolumeId, by: (u32, AttachId), name: &str) -> Result<Option<Bytes>, LogError> {
-    let stop = Stop { epoch: by.0, attach: by.1 };
+pub async fn stop(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    by: (u32, AttachId),
+    name: &str,
+) -> Result<Option<Bytes>, LogError> {
+    let stop = Stop {
+        epoch: by.0,
+        attach: by.1,
+    };
     let body = stop.encode(volume, name);
     match create_and_look(store, name, &body).await? {
         Created::Ours => Ok(None),

@@ -13,8 +13,8 @@ use super::Pace;
 use super::applier::Item;
 use super::error::LogError;
 use super::format::AttachId;
-use super::format::root::Geometry;
 use super::format::names;
+use super::format::root::Geometry;
 use super::map::Map;
 use super::pending::Pending;
 use super::place::Home;
@@ -110,7 +110,10 @@ impl Tasks {
 
     /// Ends all of them.
     pub fn abort(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .abort_all();
     }
 }
 
@@ -133,7 +136,9 @@ impl Engine {
         self.fence.send_if_modified(|fence| {
             let first = fence.is_none();
             if first {
-                tracing::error!("the volume is no longer ours, and every request fails from now on: {why}");
+                tracing::error!(
+                    "the volume is no longer ours, and every request fails from now on: {why}"
+                );
                 *fence = Some(why.to_string());
             }
             first

@@ -128,7 +128,12 @@ impl Map {
 
     /// What lies in the blocks from `start` on, if no page has to be fetched for it;
     /// else the page that is missing, and where it is stored.
-    pub fn peek(&self, start: u64, blocks: u64, found: &mut Vec<Below>) -> Result<(), (u64, Location)> {
+    pub fn peek(
+        &self,
+        start: u64,
+        blocks: u64,
+        found: &mut Vec<Below>,
+    ) -> Result<(), (u64, Location)> {
         let (mut at, end) = (start, start + blocks);
         while at < end {
             let (number, base) = (at / PAGE_BLOCKS, at - at % PAGE_BLOCKS);
@@ -147,7 +152,12 @@ impl Map {
     }
 
     /// What lies in the blocks from `start` on; fetches what it must.
-    pub async fn lookup(&self, store: &dyn ObjectStore, start: u64, blocks: u64) -> Result<Vec<Below>, LogError> {
+    pub async fn lookup(
+        &self,
+        store: &dyn ObjectStore,
+        start: u64,
+        blocks: u64,
+    ) -> Result<Vec<Below>, LogError> {
         let mut found = Vec::new();
         let (mut at, end) = (start, start + blocks);
         while at < end {
@@ -187,11 +197,23 @@ impl Map {
         }
     }
 
-    async fn fetch(&self, store: &dyn ObjectStore, number: u64, location: Location) -> Result<Arc<Page>, LogError> {
+    async fn fetch(
+        &self,
+        store: &dyn ObjectStore,
+        number: u64,
+        location: Location,
+    ) -> Result<Arc<Page>, LogError> {
         let load = async {
             let name = self.map_name(location.k);
             let load = |boxed| {
-                let entries = page::decode(&boxed, &self.home.cipher, self.home.volume, &name, location.offset, number)?;
+                let entries = page::decode(
+                    &boxed,
+                    &self.home.cipher,
+                    self.home.volume,
+                    &name,
+                    location.offset,
+                    number,
+                )?;
                 Ok(Page::from_entries(entries))
             };
             let (offset, length) = (u64::from(location.offset), u64::from(location.length));
@@ -203,7 +225,12 @@ impl Map {
 
     /// Applies a segment. `seq` numbers only go up; after a failure the same one is
     /// applied again, which does no harm to what was done already.
-    pub async fn apply(&self, store: &dyn ObjectStore, header: &Header, stored: u64) -> Result<(), LogError> {
+    pub async fn apply(
+        &self,
+        store: &dyn ObjectStore,
+        header: &Header,
+        stored: u64,
+    ) -> Result<(), LogError> {
         let blocks: u64 = header.frames.iter().map(|frame| frame.blocks).sum();
         {
             let mut inner = self.lock();
@@ -243,7 +270,12 @@ impl Map {
     }
 
     /// Marks blocks as lost: reading them fails from now on.
-    pub async fn lose(&self, store: &dyn ObjectStore, start: u64, blocks: u64) -> Result<(), LogError> {
+    pub async fn lose(
+        &self,
+        store: &dyn ObjectStore,
+        start: u64,
+        blocks: u64,
+    ) -> Result<(), LogError> {
         let (mut at, end) = (start, start + blocks);
         while at < end {
             let (number, base) = (at / PAGE_BLOCKS, at - at % PAGE_BLOCKS);
@@ -251,11 +283,17 @@ impl Map {
             let page = match self.page(store, number).await {
                 Ok(page) => page,
                 // It is the page that is lost, and so is all of it.
-                Err(LogError::Damaged { .. } | LogError::Missing { .. }) if until - at == PAGE_BLOCKS => Arc::default(),
+                Err(LogError::Damaged { .. } | LogError::Missing { .. })
+                    if until - at == PAGE_BLOCKS =>
+                {
+                    Arc::default()
+                }
                 Err(error) => return Err(error),
             };
             self.edit(number, page, |page, space| {
-                page.lose(at - base, until - base, |old| space.release(old.seq(), old.blocks()));
+                page.lose(at - base, until - base, |old| {
+                    space.release(old.seq(), old.blocks())
+                });
             });
             at = until;
         }
@@ -280,7 +318,11 @@ impl Map {
     /// The changed pages.
     pub fn changed(&self) -> Vec<(u64, Arc<Page>)> {
         let inner = self.lock();
-        inner.changed.iter().map(|(number, page)| (*number, Arc::clone(page))).collect()
+        inner
+            .changed
+            .iter()
+            .map(|(number, page)| (*number, Arc::clone(page)))
+            .collect()
     }
 
     /// The changed pages were written there, in objects of these sizes.
@@ -328,8 +370,11 @@ impl Map {
         let mut inner = self.lock();
         let inner = &mut *inner;
         prune(inner);
-        let mut directory: BTreeMap<u64, Location> =
-            inner.directory.iter().map(|(&page, &location)| (page, location)).collect();
+        let mut directory: BTreeMap<u64, Location> = inner
+            .directory
+            .iter()
+            .map(|(&page, &location)| (page, location))
+            .collect();
         for (page, _, location) in &written.0 {
             match location {
                 Some(location) => directory.insert(*page, *location),
@@ -348,8 +393,14 @@ impl Map {
         Tables {
             eras: inner.eras.clone(),
             segments: inner.space.rows(),
-            maps: maps.into_iter().map(|(k, stored)| MapRow { k, stored }).collect(),
-            pages: directory.into_iter().map(|(page, location)| PageRow { page, location }).collect(),
+            maps: maps
+                .into_iter()
+                .map(|(k, stored)| MapRow { k, stored })
+                .collect(),
+            pages: directory
+                .into_iter()
+                .map(|(page, location)| PageRow { page, location })
+                .collect(),
         }
     }
 
@@ -365,8 +416,16 @@ impl Map {
         let mut inner = self.lock();
         let inner = &mut *inner;
         let dead = inner.space.take_dead();
-        let mut names: Vec<String> = dead.iter().filter_map(|seq| inner.segment_name(*seq)).collect();
-        let maps: Vec<u64> = inner.maps.iter().filter(|(k, object)| object.live == 0 && **k != tables).map(|(k, _)| *k).collect();
+        let mut names: Vec<String> = dead
+            .iter()
+            .filter_map(|seq| inner.segment_name(*seq))
+            .collect();
+        let maps: Vec<u64> = inner
+            .maps
+            .iter()
+            .filter(|(k, object)| object.live == 0 && **k != tables)
+            .map(|(k, _)| *k)
+            .collect();
         for k in maps {
             inner.maps.remove(&k);
             names.extend(inner.map_name(k));
@@ -379,15 +438,34 @@ impl Map {
     /// objects, at most `most` bytes of pages.
     pub fn scattered(&self, most: u64) -> Vec<u64> {
         let inner = self.lock();
-        let (stored, live) = inner.maps.values().fold((0, 0), |(stored, live), object| (stored + object.stored, live + object.live));
+        let (stored, live) = inner.maps.values().fold((0, 0), |(stored, live), object| {
+            (stored + object.stored, live + object.live)
+        });
         if stored < 2 * live + (1 << 20) {
             return Vec::new();
         }
-        let mut objects: Vec<(u64, u64)> = inner.maps.iter().filter(|(_, object)| object.live * 2 < object.stored && object.live > 0).map(|(k, object)| (object.live, *k)).collect();
+        let mut objects: Vec<(u64, u64)> = inner
+            .maps
+            .iter()
+            .filter(|(_, object)| object.live * 2 < object.stored && object.live > 0)
+            .map(|(k, object)| (object.live, *k))
+            .collect();
         objects.sort_unstable();
         let mut sum = 0;
-        let chosen: std::collections::HashSet<u64> = objects.into_iter().take_while(|(live, _)| { sum += live; sum <= most }).map(|(_, k)| k).collect();
-        let mut pages: Vec<u64> = inner.directory.iter().filter(|(_, location)| chosen.contains(&location.k)).map(|(page, _)| *page).collect();
+        let chosen: std::collections::HashSet<u64> = objects
+            .into_iter()
+            .take_while(|(live, _)| {
+                sum += live;
+                sum <= most
+            })
+            .map(|(_, k)| k)
+            .collect();
+        let mut pages: Vec<u64> = inner
+            .directory
+            .iter()
+            .filter(|(_, location)| chosen.contains(&location.k))
+            .map(|(page, _)| *page)
+            .collect();
         pages.sort_unstable();
         pages
     }
@@ -404,7 +482,12 @@ impl Map {
     /// Numbers of all pages that are not empty, ascending.
     pub fn numbers(&self) -> Vec<u64> {
         let inner = self.lock();
-        let mut all: Vec<u64> = inner.directory.keys().chain(inner.changed.keys()).copied().collect();
+        let mut all: Vec<u64> = inner
+            .directory
+            .keys()
+            .chain(inner.changed.keys())
+            .copied()
+            .collect();
         all.sort_unstable();
         all.dedup();
         all
@@ -422,7 +505,9 @@ impl Map {
 
     /// The object of a map object.
     pub fn map_name(&self, k: u64) -> String {
-        self.lock().map_name(k).unwrap_or_else(|| format!("map object {k} of no era"))
+        self.lock()
+            .map_name(k)
+            .unwrap_or_else(|| format!("map object {k} of no era"))
     }
 
     /// Numbers of the map objects, and bytes stored in them.
@@ -454,14 +539,21 @@ impl Inner {
 /// Drops the eras, all but the last, from which nothing is left.
 fn prune(inner: &mut Inner) {
     let (space, maps) = (&inner.space, &inner.maps);
-    let ends: Vec<(u64, u64)> = inner.eras.iter().skip(1).map(|era| (era.first_seq, era.first_k)).collect();
+    let ends: Vec<(u64, u64)> = inner
+        .eras
+        .iter()
+        .skip(1)
+        .map(|era| (era.first_seq, era.first_k))
+        .collect();
     let mut at = 0;
     inner.eras.retain(|era| {
         let end = ends.get(at).copied();
         at += 1;
         match end {
             None => true,
-            Some((seq, k)) => space.any_in(era.first_seq..seq) || maps.range(era.first_k..k).next().is_some(),
+            Some((seq, k)) => {
+                space.any_in(era.first_seq..seq) || maps.range(era.first_k..k).next().is_some()
+            }
         }
     });
 }
@@ -471,7 +563,10 @@ fn look(page: &Page, base: u64, from: u64, to: u64, found: &mut Vec<Below>) {
     for entry in page.within(from - base, to - base) {
         push_hole(found, at, base + entry.start());
         at = base + entry.end();
-        found.push(Below::There { start: base + entry.start(), entry });
+        found.push(Below::There {
+            start: base + entry.start(),
+            entry,
+        });
     }
     push_hole(found, at, to);
 }
@@ -482,7 +577,10 @@ fn push_hole(found: &mut Vec<Below>, from: u64, to: u64) {
     }
     match found.last_mut() {
         Some(Below::Hole { start, blocks }) if *start + *blocks == from => *blocks += to - from,
-        _ => found.push(Below::Hole { start: from, blocks: to - from }),
+        _ => found.push(Below::Hole {
+            start: from,
+            blocks: to - from,
+        }),
     }
 }
 
@@ -501,7 +599,9 @@ impl Edit {
                 page.set(entry, |old| space.release(old.seq(), old.blocks()));
                 space.enliven(seq, entry.blocks());
             }
-            Edit::Clear(from, to) => page.clear(from, to, |old| space.release(old.seq(), old.blocks())),
+            Edit::Clear(from, to) => {
+                page.clear(from, to, |old| space.release(old.seq(), old.blocks()))
+            }
             Edit::Shift(step) => page.shift(step, |old, new| {
                 space.release(old.seq(), old.blocks());
                 space.enliven(new.seq(), new.blocks());
@@ -530,7 +630,16 @@ fn edits(header: &Header, is_there: impl Fn(u64) -> bool) -> BTreeMap<u64, Vec<E
     for frame in &header.frames {
         let (number, start) = (frame.start / PAGE_BLOCKS, frame.start % PAGE_BLOCKS);
         let edits = all.entry(number).or_default();
-        let place = |from: u64, blocks: u64| Entry::new(start + from, blocks, header.seq, frame.offset, frame.stored, from);
+        let place = |from: u64, blocks: u64| {
+            Entry::new(
+                start + from,
+                blocks,
+                header.seq,
+                frame.offset,
+                frame.stored,
+                from,
+            )
+        };
         if frame.sources.is_empty() {
             edits.extend(place(0, frame.blocks).map(Edit::Set));
         }

@@ -147,7 +147,13 @@ impl Limits {
     /// With the pace that suits them.
     pub fn new(cache: u64, dirty: u64, map: u64, patience: Option<Duration>) -> Limits {
         let pace = Pace::of(dirty);
-        Limits { cache, dirty, map, patience, pace }
+        Limits {
+            cache,
+            dirty,
+            map,
+            patience,
+            pace,
+        }
     }
 
     /// The least that `dirty` may be, in bytes.
@@ -216,19 +222,45 @@ pub async fn create(
     };
     let highest = recovery::highest_epoch(&**store).await?;
     let epoch = recovery::claim(&**store, volume, highest, who).await?;
-    let era = Era { epoch, attach: who.attach, first_seq: 1, first_k: 1 };
+    let era = Era {
+        epoch,
+        attach: who.attach,
+        first_seq: 1,
+        first_k: 1,
+    };
     let home = Home { volume, cipher };
-    let map = Arc::new(Map::new(home.clone(), Tables { eras: vec![era], ..Tables::default() }, 1, 0));
+    let map = Arc::new(Map::new(
+        home.clone(),
+        Tables {
+            eras: vec![era],
+            ..Tables::default()
+        },
+        1,
+        0,
+    ));
     let limits = Limits::new(0, Limits::least_dirty(), 0, None);
-    let (engine, _) = engine(home, geometry, epoch, who.attach, Arc::clone(store), map, limits, 0);
+    let (engine, _) = engine(
+        home,
+        geometry,
+        epoch,
+        who.attach,
+        Arc::clone(store),
+        map,
+        limits,
+        0,
+    );
     recovery::pin(&**store, &engine, None, (0, [0; 16]), key).await?;
     release(&**store, &engine).await
 }
 
 fn check_geometry(geometry: &Geometry) -> Result<(), LogError> {
-    let Geometry { size, block_size, .. } = *geometry;
+    let Geometry {
+        size, block_size, ..
+    } = *geometry;
     if block_size != 512 && block_size != 4096 {
-        return Err(LogError::Geometry(format!("a block size of {block_size} is neither 512 nor 4096")));
+        return Err(LogError::Geometry(format!(
+            "a block size of {block_size} is neither 512 nor 4096"
+        )));
     }
     if size == 0 || size > MAX_SIZE || !size.is_multiple_of(u64::from(block_size)) {
         return Err(LogError::Geometry(format!(
@@ -239,7 +271,14 @@ fn check_geometry(geometry: &Geometry) -> Result<(), LogError> {
 }
 
 /// Stores a wrapped key at the first free number from `first` on.
-async fn create_key(store: &dyn ObjectStore, data_key: &DataKey, passphrase: &Passphrase, volume: VolumeId, first: u32, cost: Cost) -> Result<u32, LogError> {
+async fn create_key(
+    store: &dyn ObjectStore,
+    data_key: &DataKey,
+    passphrase: &Passphrase,
+    volume: VolumeId,
+    first: u32,
+    cost: Cost,
+) -> Result<u32, LogError> {
     for n in first..first.saturating_add(1000) {
         let name = names::key(n);
         if recovery::read(store, &name).await?.is_some() {
@@ -250,13 +289,18 @@ async fn create_key(store: &dyn ObjectStore, data_key: &DataKey, passphrase: &Pa
             return Ok(n);
         }
     }
-    Err(LogError::Fenced("there are too many key objects".to_owned()))
+    Err(LogError::Fenced(
+        "there are too many key objects".to_owned(),
+    ))
 }
 
 /// Says that this epoch ended in good order.
 async fn release(store: &dyn ObjectStore, engine: &Engine) -> Result<(), LogError> {
     let name = names::released(engine.epoch);
-    let release = Release { epoch: engine.epoch, attach: engine.attach };
+    let release = Release {
+        epoch: engine.epoch,
+        attach: engine.attach,
+    };
     decide::create(store, &name, &release.encode(engine.home.volume, &name)).await?;
     Ok(())
 }
@@ -264,7 +308,11 @@ async fn release(store: &dyn ObjectStore, engine: &Engine) -> Result<(), LogErro
 /// Looks at a volume without changing anything.
 pub async fn look(store: &dyn ObjectStore) -> Result<Seen, LogError> {
     let (prelude, claim) = recovery::look(store).await?;
-    Ok(Seen { volume: prelude.volume, encrypted: prelude.sealed, claim })
+    Ok(Seen {
+        volume: prelude.volume,
+        encrypted: prelude.sealed,
+        claim,
+    })
 }
 
 /// A volume of format 2, attached.
@@ -296,7 +344,10 @@ struct Queues {
     items: mpsc::UnboundedReceiver<Item>,
 }
 
-#[allow(clippy::too_many_arguments, reason = "it has one caller for each of two cases")]
+#[allow(
+    clippy::too_many_arguments,
+    reason = "it has one caller for each of two cases"
+)]
 fn engine(
     home: Home,
     geometry: Geometry,
@@ -310,7 +361,13 @@ fn engine(
     let (to_seal, jobs) = mpsc::unbounded_channel();
     let (to_apply, items) = mpsc::unbounded_channel();
     let names = Arc::clone(&map) as Arc<dyn reader::Names>;
-    let frames = Frames::new(Arc::clone(&store), home.volume, home.cipher.clone(), names, limits.cache);
+    let frames = Frames::new(
+        Arc::clone(&store),
+        home.volume,
+        home.cipher.clone(),
+        names,
+        limits.cache,
+    );
     let dirty = limits.dirty.max(LEAST_DIRTY);
     let engine = Engine {
         home,
@@ -326,7 +383,11 @@ fn engine(
         budget_bytes: dirty,
         pace: limits.pace,
         step: (dirty / 8).min(writer::STEP) as usize,
-        progress: watch::Sender::new(Progress { durable: last_seq, applied: last_seq, ..Progress::default() }),
+        progress: watch::Sender::new(Progress {
+            durable: last_seq,
+            applied: last_seq,
+            ..Progress::default()
+        }),
         fence: watch::Sender::new(None),
         crowded: watch::Sender::new(false),
         to_seal,
@@ -369,9 +430,29 @@ impl Log {
         let root = &found.root;
         let last_seq = root.seq + later.len() as u64;
         let first_seq = recovery::durable(root, &later) + 1;
-        let era = Era { epoch, attach: who.attach, first_seq, first_k: root.next_k };
-        let map = recovery::map_of(&found.home, root, tables, era, limits.map.max(Limits::least_map()));
-        let (engine, queues) = engine(found.home.clone(), root.geometry, epoch, who.attach, live, map, limits, last_seq);
+        let era = Era {
+            epoch,
+            attach: who.attach,
+            first_seq,
+            first_k: root.next_k,
+        };
+        let map = recovery::map_of(
+            &found.home,
+            root,
+            tables,
+            era,
+            limits.map.max(Limits::least_map()),
+        );
+        let (engine, queues) = engine(
+            found.home.clone(),
+            root.geometry,
+            epoch,
+            who.attach,
+            live,
+            map,
+            limits,
+            last_seq,
+        );
         let at = recovery::replay(store, &engine, root, later).await?;
         let previous = Some((root.epoch, root.n, found.hash));
         let last = recovery::pin(store, &engine, previous, at, root.key).await?;
@@ -380,7 +461,12 @@ impl Log {
         let key = last.root.key;
         tasks.spawn(writer::run(Arc::clone(&engine), queues.jobs, at.1));
         tasks.spawn(writer::age(Arc::clone(&engine)));
-        tasks.spawn(applier::run(Arc::clone(&engine), queues.items, last, to_delete.clone()));
+        tasks.spawn(applier::run(
+            Arc::clone(&engine),
+            queues.items,
+            last,
+            to_delete.clone(),
+        ));
         tasks.spawn(applier::delete(Arc::clone(&engine), dead));
         tasks.spawn(collector::run(Arc::clone(&engine)));
         tasks.spawn(sweep::run(Arc::clone(&engine), key, to_delete.clone()));
@@ -418,14 +504,30 @@ impl Log {
         let Some(data_key) = &self.data_key else {
             return Err(LogError::NotEncrypted);
         };
-        let old = *self.key.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let key = create_key(&*engine.store, data_key, new, engine.home.volume, old + 1, cost).await?;
+        let old = *self
+            .key
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let key = create_key(
+            &*engine.store,
+            data_key,
+            new,
+            engine.home.volume,
+            old + 1,
+            cost,
+        )
+        .await?;
         engine.ask(|done| Item::Rekey(key, done)).await;
         if let Some(why) = &*engine.fence.borrow() {
             return Err(LogError::Fenced(why.clone()));
         }
-        *self.key.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = key;
-        let _ = self.to_delete.send(Dead::Names((1..key).map(names::key).collect()));
+        *self
+            .key
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = key;
+        let _ = self
+            .to_delete
+            .send(Dead::Names((1..key).map(names::key).collect()));
         Ok(())
     }
 
@@ -457,11 +559,16 @@ impl Log {
                 Err(Failure::Final(error)) => return Err(error),
             };
             // The collector moved it, or the store does not find what it has.
-            if self.patience.is_some_and(|patience| begun.elapsed() + pause > patience) {
+            if self
+                .patience
+                .is_some_and(|patience| begun.elapsed() + pause > patience)
+            {
                 return Err(LogError::Missing { object: missing }.into());
             }
             if pause > PAUSE {
-                tracing::warn!("{missing} is not there, although the volume needs it; waiting for it");
+                tracing::warn!(
+                    "{missing} is not there, although the volume needs it; waiting for it"
+                );
             }
             sleep(pause).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
@@ -578,16 +685,28 @@ struct Places {
 enum Piece {
     Here(Bytes),
     Zeros(u64),
-    Frame { frame: FrameRef, skip: u64, blocks: u64 },
+    Frame {
+        frame: FrameRef,
+        skip: u64,
+        blocks: u64,
+    },
 }
 
 impl Places {
     async fn above(&mut self, engine: &Engine, part: pending::Part) -> Result<(), Failure> {
-        let pending::Part { start, blocks, above } = part;
+        let pending::Part {
+            start,
+            blocks,
+            above,
+        } = part;
         match above {
             Above::Data(data) => self.pieces.push(Piece::Here(data)),
             Above::Zeros => self.pieces.push(Piece::Zeros(blocks)),
-            Above::Frame { encoded, index, skip } => {
+            Above::Frame {
+                encoded,
+                index,
+                skip,
+            } => {
                 let info = &encoded.header.frames[index];
                 let frame = FrameRef {
                     seq: encoded.header.seq,
@@ -638,7 +757,11 @@ impl Places {
             match piece {
                 Piece::Here(data) => pieces.push(data),
                 Piece::Zeros(blocks) => push_zeros(&mut pieces, blocks * BLOCK),
-                Piece::Frame { frame, skip, blocks } => match engine.frames.cached(&frame) {
+                Piece::Frame {
+                    frame,
+                    skip,
+                    blocks,
+                } => match engine.frames.cached(&frame) {
                     Some(content) => pieces.push(slice(&content, skip, blocks)),
                     None => {
                         missing.push((pieces.len(), skip, blocks));
@@ -649,10 +772,14 @@ impl Places {
             }
         }
         if !wanted.is_empty() {
-            let contents = engine.frames.get(&wanted).await.map_err(|error| match error {
-                FrameError::Missing { name, .. } => Failure::Missing(name),
-                other => Failure::Final(LogError::from(other).into()),
-            })?;
+            let contents = engine
+                .frames
+                .get(&wanted)
+                .await
+                .map_err(|error| match error {
+                    FrameError::Missing { name, .. } => Failure::Missing(name),
+                    other => Failure::Final(LogError::from(other).into()),
+                })?;
             for ((at, skip, blocks), content) in missing.into_iter().zip(contents) {
                 pieces[at] = slice(&content, skip, blocks);
             }
@@ -665,7 +792,14 @@ fn decode(engine: &Engine, encoded: &pending::Encoded, frame: &FrameRef) -> Resu
     let range = frame.offset as usize..(frame.offset + frame.stored) as usize;
     let boxed = encoded.body.slice(range);
     let home = &engine.home;
-    let content = format::frame::open(&home.cipher, home.volume, &encoded.name, frame.offset, frame.address, &boxed);
+    let content = format::frame::open(
+        &home.cipher,
+        home.volume,
+        &encoded.name,
+        frame.offset,
+        frame.address,
+        &boxed,
+    );
     content.map_err(|damage| LogError::damaged(&encoded.name, damage).into())
 }
 
@@ -733,7 +867,10 @@ impl Image for Log {
         let pieces = self.read_blocks(first, end - first).await?;
         let got: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
         if got != (end - first) * BLOCK {
-            let damage = format!("{got} bytes are stored where the map has {}", (end - first) * BLOCK);
+            let damage = format!(
+                "{got} bytes are stored where the map has {}",
+                (end - first) * BLOCK
+            );
             return Err(ImageError::Damaged(damage));
         }
         let head = offset - first * BLOCK;
@@ -812,7 +949,12 @@ impl Image for Log {
         Ok(())
     }
 
-    async fn extents(&self, offset: u64, length: u64, most: usize) -> Result<Vec<Extent>, ImageError> {
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ImageError> {
         self.check()?;
         let (first, end) = cover(offset, length);
         let end = end.min(first + LOOK);
@@ -820,14 +962,24 @@ impl Image for Log {
         let mut list = Vec::new();
         for part in parts {
             match part.above {
-                Above::Data(_) | Above::Frame { .. } => Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Data),
+                Above::Data(_) | Above::Frame { .. } => {
+                    Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Data)
+                }
                 Above::Zeros => Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Hole),
                 Above::Nothing => {
-                    let found = self.engine.map.lookup(&*self.engine.store, part.start, part.blocks).await?;
+                    let found = self
+                        .engine
+                        .map
+                        .lookup(&*self.engine.store, part.start, part.blocks)
+                        .await?;
                     for below in found {
                         match below {
-                            Below::Hole { blocks, .. } => Extent::append(&mut list, blocks * BLOCK, ExtentKind::Hole),
-                            Below::There { entry, .. } => Extent::append(&mut list, entry.blocks() * BLOCK, ExtentKind::Data),
+                            Below::Hole { blocks, .. } => {
+                                Extent::append(&mut list, blocks * BLOCK, ExtentKind::Hole)
+                            }
+                            Below::There { entry, .. } => {
+                                Extent::append(&mut list, entry.blocks() * BLOCK, ExtentKind::Data)
+                            }
                         }
                     }
                 }
@@ -842,8 +994,11 @@ impl Image for Log {
 
     fn stats(&self) -> Stats {
         let engine = &*self.engine;
-        let (held, since) = engine.pending().held();
-        let (live, stored, segments) = engine.map.space(|space| (space.live_bytes(), space.stored_bytes(), space.len()));
+        let durable = engine.progress.borrow().durable;
+        let (held, since) = engine.pending().held(durable);
+        let (live, stored, segments) = engine
+            .map
+            .space(|space| (space.live_bytes(), space.stored_bytes(), space.len()));
         let (maps, map_bytes) = engine.map.objects();
         let log = LogStats {
             epoch: engine.epoch,

@@ -45,7 +45,9 @@ impl Page {
     /// The parts of entries within `from..to`, ascending.
     pub fn within(&self, from: u64, to: u64) -> impl Iterator<Item = Entry> + '_ {
         let first = self.entries.partition_point(|entry| entry.end() <= from);
-        let overlapping = self.entries[first..].iter().take_while(move |entry| entry.start() < to);
+        let overlapping = self.entries[first..]
+            .iter()
+            .take_while(move |entry| entry.start() < to);
         overlapping.map(move |entry| entry.part(entry.start().max(from), entry.end().min(to)))
     }
 
@@ -112,7 +114,11 @@ impl Page {
             length = 1;
         }
         for entry in kept {
-            match length.checked_sub(1).and_then(|at| list[at]).and_then(|old| joined(old, entry)) {
+            match length
+                .checked_sub(1)
+                .and_then(|at| list[at])
+                .and_then(|old| joined(old, entry))
+            {
                 Some(both) => list[length - 1] = Some(both),
                 None => {
                     list[length] = Some(entry);
@@ -175,7 +181,9 @@ mod tests {
                     }
                     1 if list[start as usize].is_some() => {
                         let from = list[start as usize].unwrap();
-                        let Some(to) = Entry::new(start, blocks, seq, 7, 9, 0) else { continue };
+                        let Some(to) = Entry::new(start, blocks, seq, 7, 9, 0) else {
+                            continue;
+                        };
                         page.shift(Move { to, from }, |old, new| {
                             assert_eq!(old.blocks(), new.blocks());
                             gone += old.blocks();

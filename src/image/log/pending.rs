@@ -90,7 +90,12 @@ pub struct Part {
 impl Pending {
     /// Nothing is pending; the next segment has this number.
     pub fn new(next_seq: u64) -> Pending {
-        Pending { open: Runs::default(), opened: None, next_seq, layers: VecDeque::new() }
+        Pending {
+            open: Runs::default(),
+            opened: None,
+            next_seq,
+            layers: VecDeque::new(),
+        }
     }
 
     /// Nothing at all is pending.
@@ -107,7 +112,12 @@ impl Pending {
         let seq = self.take_seq();
         let since = self.opened.take().unwrap_or(now);
         let content = Content::Raw(Arc::clone(&runs));
-        self.layers.push_back(Layer { seq, cost: runs.cost(), since, content });
+        self.layers.push_back(Layer {
+            seq,
+            cost: runs.cost(),
+            since,
+            content,
+        });
         Some((seq, runs))
     }
 
@@ -139,10 +149,11 @@ impl Pending {
         cost
     }
 
-    /// Bytes that are held here, and since when.
-    pub fn held(&self) -> (u64, Option<Instant>) {
-        let sealed: u64 = self.layers.iter().map(|layer| layer.cost).sum();
-        let oldest = self.layers.front().map(|layer| layer.since);
+    /// Bytes that are held here and lie in no segment up to `durable`, and since when.
+    pub fn held(&self, durable: u64) -> (u64, Option<Instant>) {
+        let dirty = || self.layers.iter().filter(|layer| layer.seq > durable);
+        let sealed: u64 = dirty().map(|layer| layer.cost).sum();
+        let oldest = dirty().next().map(|layer| layer.since);
         (sealed + self.open.cost(), oldest.or(self.opened))
     }
 
@@ -150,10 +161,17 @@ impl Pending {
     pub fn find(&self, range: Range<u64>) -> Vec<Part> {
         let mut parts = Vec::new();
         self.open.each(range, |start, blocks, found| {
-            parts.push(Part { start, blocks, above: found.into() });
+            parts.push(Part {
+                start,
+                blocks,
+                above: found.into(),
+            });
         });
         for layer in self.layers.iter().rev() {
-            if parts.iter().all(|part| !matches!(part.above, Above::Nothing)) {
+            if parts
+                .iter()
+                .all(|part| !matches!(part.above, Above::Nothing))
+            {
                 break;
             }
             let mut finer = Vec::with_capacity(parts.len());
@@ -183,7 +201,11 @@ impl Layer {
     fn find(&self, range: Range<u64>, parts: &mut Vec<Part>) {
         match &self.content {
             Content::Raw(runs) => runs.each(range, |start, blocks, found| {
-                parts.push(Part { start, blocks, above: found.into() });
+                parts.push(Part {
+                    start,
+                    blocks,
+                    above: found.into(),
+                });
             }),
             Content::Encoded(encoded) => encoded.find(range, parts),
         }
@@ -203,13 +225,21 @@ impl Encoded {
             let next = next_frame.min(next_hole);
             if next > at {
                 let end = next.min(range.end);
-                parts.push(Part { start: at, blocks: end - at, above: Above::Nothing });
+                parts.push(Part {
+                    start: at,
+                    blocks: end - at,
+                    above: Above::Nothing,
+                });
                 at = end;
                 continue;
             }
             let (end, above) = if next_frame <= next_hole {
                 let found = &frames[frame];
-                let above = Above::Frame { encoded: Arc::clone(self), index: frame, skip: at - found.start };
+                let above = Above::Frame {
+                    encoded: Arc::clone(self),
+                    index: frame,
+                    skip: at - found.start,
+                };
                 frame += 1;
                 (found.start + found.blocks, above)
             } else {
@@ -218,7 +248,11 @@ impl Encoded {
                 (found.start + found.blocks, Above::Zeros)
             };
             let end = end.min(range.end);
-            parts.push(Part { start: at, blocks: end - at, above });
+            parts.push(Part {
+                start: at,
+                blocks: end - at,
+                above,
+            });
             at = end;
         }
     }

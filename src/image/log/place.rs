@@ -39,7 +39,10 @@ pub async fn read_box<T>(
         attempt += 1;
         let read = match attempt == ATTEMPTS {
             false => store.get_range(name, offset, length).await,
-            true => store.get(name).await.map(|body| part(&body, offset, length)),
+            true => store
+                .get(name)
+                .await
+                .map(|body| part(&body, offset, length)),
         };
         let error = match read {
             Ok(boxed) => match decode(boxed) {
@@ -49,7 +52,9 @@ pub async fn read_box<T>(
                 }
                 Err(damage) => LogError::damaged(name, damage),
             },
-            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing { object: name.to_owned() },
+            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing {
+                object: name.to_owned(),
+            },
             Err(error) => return Err(error.into()),
         };
         if attempt == ATTEMPTS {
@@ -73,7 +78,9 @@ pub async fn read_object<T>(
                 Ok(value) => return Ok(value),
                 Err(damage) => LogError::damaged(name, damage),
             },
-            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing { object: name.to_owned() },
+            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing {
+                object: name.to_owned(),
+            },
             Err(error) => return Err(error.into()),
         };
         if attempt == ATTEMPTS {

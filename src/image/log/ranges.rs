@@ -29,9 +29,15 @@ impl Ranges {
             released.as_mut().enable();
             {
                 let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-                if held.iter().all(|other| other.end <= range.start || range.end <= other.start) {
+                if held
+                    .iter()
+                    .all(|other| other.end <= range.start || range.end <= other.start)
+                {
                     held.push(range.clone());
-                    return Held { ranges: self, range };
+                    return Held {
+                        ranges: self,
+                        range,
+                    };
                 }
             }
             released.await;
@@ -41,7 +47,11 @@ impl Ranges {
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        let mut held = self.ranges.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self
+            .ranges
+            .held
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         if let Some(at) = held.iter().position(|range| *range == self.range) {
             held.swap_remove(at);
         }

@@ -113,38 +113,62 @@ where
 
 /// The highest epoch that seems to be claimed; 0 if none is.
 pub async fn highest_epoch(store: &dyn ObjectStore) -> Result<u32, LogError> {
-    last_of(0, 1, |epoch| async move { Ok(read(store, &names::epoch(epoch)).await?.is_some()) }).await
+    last_of(0, 1, |epoch| async move {
+        Ok(read(store, &names::epoch(epoch)).await?.is_some())
+    })
+    .await
 }
 
 /// The newest pin that seems to be there, at or below this epoch.
 async fn newest_pin(store: &dyn ObjectStore, highest: u32) -> Result<Option<u32>, LogError> {
     for epoch in (1..=highest).rev() {
-        if read_unless_stop(store, &names::root(epoch, 0)).await?.is_some() {
+        if read_unless_stop(store, &names::root(epoch, 0))
+            .await?
+            .is_some()
+        {
             return Ok(Some(epoch));
         }
     }
     Ok(None)
 }
 
+/// The highest epoch and the newest pin that seem to be there. That there is none at
+/// all is only believed after some attempts.
+async fn highest_and_pin(store: &dyn ObjectStore) -> Result<(u32, u32), LogError> {
+    for attempt in 1..=ATTEMPTS {
+        let highest = highest_epoch(store).await?;
+        if let Some(pin) = newest_pin(store, highest).await? {
+            return Ok((highest, pin));
+        }
+        sleep(PAUSE / 4 * attempt).await;
+    }
+    Err(LogError::NotAVolume)
+}
+
 /// The newest root of an epoch that seems to be there, from `from` on.
 async fn newest_root(store: &dyn ObjectStore, epoch: u32, from: u32) -> Result<u32, LogError> {
-    let there = |n| async move { Ok(read_unless_stop(store, &names::root(epoch, n)).await?.is_some()) };
+    let there = |n| async move {
+        Ok(read_unless_stop(store, &names::root(epoch, n))
+            .await?
+            .is_some())
+    };
     let multiple = last_of(from - from % MULTIPLE, MULTIPLE, there).await?;
     last_of(multiple.max(from), 1, there).await
 }
 
 /// Finds the volume as it seems to be. Changes nothing.
-pub async fn find(store: &dyn ObjectStore, passphrase: Option<&Passphrase>) -> Result<Found, LogError> {
-    let highest = highest_epoch(store).await?;
-    let pin = newest_pin(store, highest).await?.ok_or(LogError::NotAVolume)?;
+pub async fn find(
+    store: &dyn ObjectStore,
+    passphrase: Option<&Passphrase>,
+) -> Result<Found, LogError> {
+    let (highest, pin) = highest_and_pin(store).await?;
     let n = newest_root(store, pin, 0).await?;
     open_root(store, highest, (pin, n), passphrase).await
 }
 
 /// What tells in clear about the volume: whether it is encrypted, who claimed it last.
 pub async fn look(store: &dyn ObjectStore) -> Result<(Prelude, Claim), LogError> {
-    let highest = highest_epoch(store).await?;
-    let pin = newest_pin(store, highest).await?.ok_or(LogError::NotAVolume)?;
+    let (highest, pin) = highest_and_pin(store).await?;
     let name = names::root(pin, 0);
     let prelude = read_object(store, &name, |body| root::prelude(&body)).await?;
     let name = names::epoch(highest);
@@ -152,16 +176,33 @@ pub async fn look(store: &dyn ObjectStore) -> Result<(Prelude, Claim), LogError>
     Ok((prelude, claim))
 }
 
-async fn open_root(store: &dyn ObjectStore, highest: u32, at: (u32, u32), passphrase: Option<&Passphrase>) -> Result<Found, LogError> {
+async fn open_root(
+    store: &dyn ObjectStore,
+    highest: u32,
+    at: (u32, u32),
+    passphrase: Option<&Passphrase>,
+) -> Result<Found, LogError> {
     let name = names::root(at.0, at.1);
-    let (prelude, body) = read_object(store, &name, |body| Ok((root::prelude(&body)?, body))).await?;
+    let (prelude, body) =
+        read_object(store, &name, |body| Ok((root::prelude(&body)?, body))).await?;
     let (cipher, data_key) = unlock(store, &prelude, passphrase).await?;
-    let (volume, root) = Root::decode(&name, &body, None, &cipher).map_err(|damage| LogError::damaged(&name, damage))?;
-    Ok(Found { highest, home: Home { volume, cipher }, data_key, root, hash: hash(&body) })
+    let (volume, root) = Root::decode(&name, &body, None, &cipher)
+        .map_err(|damage| LogError::damaged(&name, damage))?;
+    Ok(Found {
+        highest,
+        home: Home { volume, cipher },
+        data_key,
+        root,
+        hash: hash(&body),
+    })
 }
 
 /// What opens the volume's boxes.
-async fn unlock(store: &dyn ObjectStore, prelude: &Prelude, passphrase: Option<&Passphrase>) -> Result<(Cipher, Option<DataKey>), LogError> {
+async fn unlock(
+    store: &dyn ObjectStore,
+    prelude: &Prelude,
+    passphrase: Option<&Passphrase>,
+) -> Result<(Cipher, Option<DataKey>), LogError> {
     let passphrase = match (prelude.sealed, passphrase) {
         (false, None) => return Ok((Cipher::Plain, None)),
         (false, Some(_)) => return Err(LogError::NotEncrypted),
@@ -178,7 +219,12 @@ async fn unlock(store: &dyn ObjectStore, prelude: &Prelude, passphrase: Option<&
 }
 
 /// Claims the first epoch above `highest` that nobody claimed.
-pub async fn claim(store: &dyn ObjectStore, volume: VolumeId, highest: u32, who: &Who) -> Result<u32, LogError> {
+pub async fn claim(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    highest: u32,
+    who: &Who,
+) -> Result<u32, LogError> {
     for epoch in highest + 1..LAST {
         let claim = Claim {
             epoch,
@@ -188,7 +234,9 @@ pub async fn claim(store: &dyn ObjectStore, volume: VolumeId, highest: u32, who:
             flags: 0,
         };
         let name = names::epoch(epoch);
-        if decide::create_and_look(store, &name, &claim.encode(volume, &name)).await? == Created::Ours {
+        if decide::create_and_look(store, &name, &claim.encode(volume, &name)).await?
+            == Created::Ours
+        {
             return Ok(epoch);
         }
     }
@@ -197,17 +245,28 @@ pub async fn claim(store: &dyn ObjectStore, volume: VolumeId, highest: u32, who:
 
 /// Makes true what [`find`] only saw: finds the newest pin and root again, so that
 /// nobody can add another.
-pub async fn settle(store: &dyn ObjectStore, found: Found, by: (u32, AttachId), passphrase: Option<&Passphrase>) -> Result<Found, LogError> {
+pub async fn settle(
+    store: &dyn ObjectStore,
+    found: Found,
+    by: (u32, AttachId),
+    passphrase: Option<&Passphrase>,
+) -> Result<Found, LogError> {
     let volume = found.home.volume;
     let (mut pin, mut n) = (found.root.epoch, found.root.n);
     for epoch in found.root.epoch + 1..by.0 {
-        if decide::stop(store, volume, by, &names::root(epoch, 0)).await?.is_some() {
+        if decide::stop(store, volume, by, &names::root(epoch, 0))
+            .await?
+            .is_some()
+        {
             (pin, n) = (epoch, 0);
         }
     }
     loop {
         n = newest_root(store, pin, n).await?;
-        if decide::stop(store, volume, by, &names::root(pin, n + 1)).await?.is_none() {
+        if decide::stop(store, volume, by, &names::root(pin, n + 1))
+            .await?
+            .is_none()
+        {
             break;
         }
         n += 1;
@@ -219,7 +278,11 @@ pub async fn settle(store: &dyn ObjectStore, found: Found, by: (u32, AttachId), 
 }
 
 /// The tables of a root.
-pub async fn read_tables(store: &dyn ObjectStore, home: &Home, root: &Root) -> Result<Tables, LogError> {
+pub async fn read_tables(
+    store: &dyn ObjectStore,
+    home: &Home,
+    root: &Root,
+) -> Result<Tables, LogError> {
     let name = names::map(root.epoch, root.attach, root.tables.k);
     let (offset, length) = (root.tables.offset, root.tables.length);
     let decode = |boxed: Bytes| Tables::decode(&boxed, &home.cipher, home.volume, &name, offset);
@@ -238,7 +301,11 @@ pub struct Later {
 }
 
 /// A segment's header, or `None` where nothing or a stop seems to be.
-async fn probe(store: &dyn ObjectStore, home: &Home, name: &str) -> Result<Option<(Header, Hash)>, LogError> {
+async fn probe(
+    store: &dyn ObjectStore,
+    home: &Home,
+    name: &str,
+) -> Result<Option<(Header, Hash)>, LogError> {
     let first = match store.get_range(name, 0, HEADER_GUESS).await {
         Ok(first) => first,
         Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
@@ -254,11 +321,17 @@ async fn probe(store: &dyn ObjectStore, home: &Home, name: &str) -> Result<Optio
     {
         return Ok(Some(header));
     }
-    read_box(store, name, 0, needed.max(HEADER_GUESS), decode).await.map(Some)
+    read_box(store, name, 0, needed.max(HEADER_GUESS), decode)
+        .await
+        .map(Some)
 }
 
 /// All segments after the root, up to the first that is absent for certain.
-pub async fn segments_after(store: &dyn ObjectStore, found: &Found, by: (u32, AttachId)) -> Result<Vec<Later>, LogError> {
+pub async fn segments_after(
+    store: &dyn ObjectStore,
+    found: &Found,
+    by: (u32, AttachId),
+) -> Result<Vec<Later>, LogError> {
     let (root, home) = (&found.root, &found.home);
     let name = |seq| names::segment(root.epoch, root.attach, seq);
     let mut all: Vec<Later> = Vec::new();
@@ -267,7 +340,9 @@ pub async fn segments_after(store: &dyn ObjectStore, found: &Found, by: (u32, At
         let next = root.seq + 1 + all.len() as u64;
         let headers = stream::iter(next..).map(|seq| async move {
             let name = name(seq);
-            probe(store, home, &name).await.map(|found| found.map(|(header, hash)| Later { name, header, hash }))
+            probe(store, home, &name)
+                .await
+                .map(|found| found.map(|(header, hash)| Later { name, header, hash }))
         });
         let mut headers = std::pin::pin!(headers.buffered(PARALLEL));
         while let Some(Some(later)) = headers.next().await.transpose()? {
@@ -306,7 +381,12 @@ fn follow(root: &Root, all: &mut Vec<Later>, later: Later) -> Result<(), LogErro
 }
 
 /// Whether a segment beyond says that this one is durable.
-async fn known_durable(store: &dyn ObjectStore, home: &Home, gap: u64, name: impl Fn(u64) -> String) -> Result<bool, LogError> {
+async fn known_durable(
+    store: &dyn ObjectStore,
+    home: &Home,
+    gap: u64,
+    name: impl Fn(u64) -> String,
+) -> Result<bool, LogError> {
     let names = (gap + 1..=gap + WINDOW).map(name);
     let probes = stream::iter(names).map(|name| async move { probe(store, home, &name).await });
     let mut probes = std::pin::pin!(probes.buffer_unordered(PARALLEL));
@@ -324,7 +404,12 @@ async fn known_durable(store: &dyn ObjectStore, home: &Home, gap: u64, name: imp
 /// The map with these segments, in memory and partly in the store. What is not known
 /// to be durable is written again, under the new epoch's names; returns the last
 /// segment's number and hash.
-pub async fn replay(store: &dyn ObjectStore, engine: &Engine, root: &Root, later: Vec<Later>) -> Result<(u64, Hash), LogError> {
+pub async fn replay(
+    store: &dyn ObjectStore,
+    engine: &Engine,
+    root: &Root,
+    later: Vec<Later>,
+) -> Result<(u64, Hash), LogError> {
     let mut last = (root.seq, root.header);
     let durable = durable(root, &later);
     for later in later {
@@ -345,11 +430,19 @@ pub async fn replay(store: &dyn ObjectStore, engine: &Engine, root: &Root, later
 
 /// The last segment that is known to be durable.
 pub fn durable(root: &Root, later: &[Later]) -> u64 {
-    later.iter().map(|later| later.header.durable).fold(root.seq, u64::max)
+    later
+        .iter()
+        .map(|later| later.header.durable)
+        .fold(root.seq, u64::max)
 }
 
 /// Stores a segment's content again as our own.
-async fn write_again(store: &dyn ObjectStore, engine: &Engine, later: &Later, previous: Hash) -> Result<Built, LogError> {
+async fn write_again(
+    store: &dyn ObjectStore,
+    engine: &Engine,
+    later: &Later,
+    previous: Hash,
+) -> Result<Built, LogError> {
     let home = &engine.home;
     let decode = |body: Bytes| rebuild(engine, home, later, previous, &body);
     let built = read_object(store, &later.name, decode).await?;
@@ -357,7 +450,13 @@ async fn write_again(store: &dyn ObjectStore, engine: &Engine, later: &Later, pr
     Ok(built)
 }
 
-fn rebuild(engine: &Engine, home: &Home, later: &Later, previous: Hash, body: &Bytes) -> Result<Built, Damage> {
+fn rebuild(
+    engine: &Engine,
+    home: &Home,
+    later: &Later,
+    previous: Hash,
+    body: &Bytes,
+) -> Result<Built, Damage> {
     let header = &later.header;
     let plan = Plan {
         frames: header.frames.len(),
@@ -367,13 +466,29 @@ fn rebuild(engine: &Engine, home: &Home, later: &Later, previous: Hash, body: &B
     let id = (engine.epoch, engine.attach, header.seq);
     let compression = engine.geometry.compression;
     let durable = header.seq - 1;
-    let mut builder = Builder::new(home.volume, &home.cipher, compression, id, previous, durable, plan, body.len());
+    let mut builder = Builder::new(
+        home.volume,
+        &home.cipher,
+        compression,
+        id,
+        previous,
+        durable,
+        plan,
+        body.len(),
+    );
     for info in &header.frames {
         let range = info.offset as usize..info.offset as usize + info.stored as usize;
         if range.end > body.len() {
             return Err(Damage::Truncated("a frame"));
         }
-        let content = frame::open(&home.cipher, home.volume, &later.name, info.offset, info.start, &body.slice(range))?;
+        let content = frame::open(
+            &home.cipher,
+            home.volume,
+            &later.name,
+            info.offset,
+            info.start,
+            &body.slice(range),
+        )?;
         builder.frame(info.start, &[content], &info.sources);
     }
     for hole in &header.holes {
@@ -383,13 +498,22 @@ fn rebuild(engine: &Engine, home: &Home, later: &Later, previous: Hash, body: &B
 }
 
 /// Writes the pin: from here on the volume is ours.
-pub async fn pin(store: &dyn ObjectStore, engine: &Engine, previous: Option<(u32, u32, Hash)>, at: (u64, Hash), key: u32) -> Result<Last, LogError> {
+pub async fn pin(
+    store: &dyn ObjectStore,
+    engine: &Engine,
+    previous: Option<(u32, u32, Hash)>,
+    at: (u64, Hash),
+    key: u32,
+) -> Result<Last, LogError> {
     let mut checkpoint = Checkpoint::prepare(engine, 0, previous, at, key);
     put_once(store, &checkpoint.objects).await?;
     checkpoint.commit(engine);
     let (name, body) = &checkpoint.object;
     match decide::create_and_look(store, name, body).await? {
-        Created::Ours => Ok(Last { hash: hash(body), root: checkpoint.root }),
+        Created::Ours => Ok(Last {
+            hash: hash(body),
+            root: checkpoint.root,
+        }),
         Created::Taken(other) => Err(engine.taken(name, &other)),
     }
 }

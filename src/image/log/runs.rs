@@ -36,7 +36,10 @@ impl Run {
         let data = self.data.as_ref().map(|data| {
             Bytes::copy_from_slice(&data[(from * BLOCK) as usize..(to * BLOCK) as usize])
         });
-        Run { blocks: to - from, data }
+        Run {
+            blocks: to - from,
+            data,
+        }
     }
 }
 
@@ -82,7 +85,13 @@ impl Runs {
                 true => None,
                 false => Some(Bytes::copy_from_slice(piece)),
             };
-            self.insert(start, Run { blocks, data: content });
+            self.insert(
+                start,
+                Run {
+                    blocks,
+                    data: content,
+                },
+            );
             start += blocks;
             data = rest;
         }
@@ -91,7 +100,13 @@ impl Runs {
     /// Writes zeros over the blocks.
     pub fn write_zeroes(&mut self, range: Range<u64>) {
         self.clear(range.clone());
-        self.insert(range.start, Run { blocks: range.end - range.start, data: None });
+        self.insert(
+            range.start,
+            Run {
+                blocks: range.end - range.start,
+                data: None,
+            },
+        );
     }
 
     fn insert(&mut self, start: u64, run: Run) {
@@ -106,7 +121,11 @@ impl Runs {
             Some((at, run)) if at + run.blocks > range.start => *at,
             _ => range.start,
         };
-        let overlapping: Vec<u64> = self.map.range(first..range.end).map(|(at, _)| *at).collect();
+        let overlapping: Vec<u64> = self
+            .map
+            .range(first..range.end)
+            .map(|(at, _)| *at)
+            .collect();
         for at in overlapping {
             let Some(run) = self.map.remove(&at) else {
                 continue;
@@ -168,7 +187,10 @@ impl Runs {
                 {
                     piece.data.push(data.clone());
                 }
-                (Some(data), ..) => pieces.push(Piece { start, data: vec![data.clone()] }),
+                (Some(data), ..) => pieces.push(Piece {
+                    start,
+                    data: vec![data.clone()],
+                }),
                 (None, _, Some(hole)) if hole.end == start => hole.end += run.blocks,
                 (None, ..) => holes.push(start..start + run.blocks),
             }
@@ -236,7 +258,10 @@ mod tests {
                 });
                 assert_eq!(seen, list[from as usize..], "seed {seed}");
             }
-            let data = list.iter().filter(|tag| tag.is_some_and(|tag| tag > 0)).count();
+            let data = list
+                .iter()
+                .filter(|tag| tag.is_some_and(|tag| tag > 0))
+                .count();
             assert_eq!(runs.data_bytes(), data as u64 * BLOCK);
             let (pieces, holes) = runs.split();
             let mut again = vec![None; BLOCKS as usize];

@@ -50,7 +50,14 @@ impl Space {
 
     /// A segment is there; none of it is live yet.
     pub fn add(&mut self, seq: u64, stored: u64, blocks: u32) {
-        self.rows.insert(seq, Row { stored, blocks, live: 0 });
+        self.rows.insert(
+            seq,
+            Row {
+                stored,
+                blocks,
+                live: 0,
+            },
+        );
         self.stored += stored;
         self.dead += stored;
     }
@@ -71,7 +78,10 @@ impl Space {
     /// So many blocks of it are no longer needed.
     pub fn release(&mut self, seq: u64, blocks: u64) {
         if let Some(row) = self.rows.get_mut(&seq) {
-            debug_assert!(u64::from(row.live) >= blocks, "segment {seq} has no {blocks} blocks");
+            debug_assert!(
+                u64::from(row.live) >= blocks,
+                "segment {seq} has no {blocks} blocks"
+            );
             self.needed -= row.needed();
             row.live = row.live.saturating_sub(blocks as u32);
             self.needed += row.needed();
@@ -88,7 +98,12 @@ impl Space {
         if self.dead == 0 && self.rows.values().all(|row| row.live > 0) {
             return Vec::new();
         }
-        let dead: Vec<u64> = self.rows.iter().filter(|(_, row)| row.live == 0).map(|(seq, _)| *seq).collect();
+        let dead: Vec<u64> = self
+            .rows
+            .iter()
+            .filter(|(_, row)| row.live == 0)
+            .map(|(seq, _)| *seq)
+            .collect();
         for seq in &dead {
             if let Some(row) = self.rows.remove(seq) {
                 self.stored -= row.stored;
@@ -136,12 +151,14 @@ impl Space {
     /// The segments with the least share of live blocks, none above three quarters,
     /// within `most` bytes of live data. Not beyond `last`, the newest applied.
     pub fn sparse(&self, most: u64, last: u64) -> Vec<u64> {
-        let rows = self.rows.range(..=last).filter(|(_, row)| {
-            row.live > 0 && u64::from(row.live) * 4 < u64::from(row.blocks) * 3
-        });
+        let rows = self
+            .rows
+            .range(..=last)
+            .filter(|(_, row)| row.live > 0 && u64::from(row.live) * 4 < u64::from(row.blocks) * 3);
         let share = |row: &Row| u64::from(row.live) * 1000 / u64::from(row.blocks.max(1));
-        let mut rows: Vec<(u64, u64, u64)> =
-            rows.map(|(&seq, row)| (share(row), seq, u64::from(row.live) * BLOCK)).collect();
+        let mut rows: Vec<(u64, u64, u64)> = rows
+            .map(|(&seq, row)| (share(row), seq, u64::from(row.live) * BLOCK))
+            .collect();
         rows.sort_unstable();
         within(most, rows.into_iter().map(|(_, seq, bytes)| (seq, bytes)))
     }
@@ -149,8 +166,14 @@ impl Space {
     /// Segments of fewer than `small` bytes, oldest first, within `most` bytes of live
     /// data. Not beyond `last`, the newest applied.
     pub fn small(&self, small: u64, most: u64, last: u64) -> Vec<u64> {
-        let rows = self.rows.range(..=last).filter(|(_, row)| row.live > 0 && row.stored < small);
-        within(most, rows.map(|(&seq, row)| (seq, u64::from(row.live) * BLOCK)))
+        let rows = self
+            .rows
+            .range(..=last)
+            .filter(|(_, row)| row.live > 0 && row.stored < small);
+        within(
+            most,
+            rows.map(|(&seq, row)| (seq, u64::from(row.live) * BLOCK)),
+        )
     }
 }
 

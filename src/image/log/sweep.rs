@@ -31,12 +31,17 @@ pub async fn run(engine: Arc<Engine>, key: u32, to_delete: mpsc::UnboundedSender
     let orphans = loop {
         match orphans(&engine, key).await {
             Ok(orphans) => break orphans,
-            Err(error) => tracing::warn!("what earlier attachments left cannot be listed, it is tried again: {error}"),
+            Err(error) => tracing::warn!(
+                "what earlier attachments left cannot be listed, it is tried again: {error}"
+            ),
         }
         sleep(PAUSE).await;
     };
     if !orphans.is_empty() {
-        tracing::info!("{} objects that earlier attachments left behind are deleted", orphans.len());
+        tracing::info!(
+            "{} objects that earlier attachments left behind are deleted",
+            orphans.len()
+        );
         let _ = to_delete.send(Dead::Names(orphans));
     }
 }
@@ -48,9 +53,13 @@ async fn orphans(engine: &Engine, key: u32) -> Result<Vec<String>, StoreError> {
     loop {
         let listed = engine.store.list(&after, "", TOGETHER).await?;
         let full = listed.len() == TOGETHER;
-        after = listed.last().map_or(String::new(), |last| last.name.clone());
+        after = listed
+            .last()
+            .map_or(String::new(), |last| last.name.clone());
         for object in listed {
-            let Some(name) = Name::parse(&object.name) else { continue };
+            let Some(name) = Name::parse(&object.name) else {
+                continue;
+            };
             match name {
                 Name::Root(epoch, n) if epoch < engine.epoch && n > 0 && object.size > STOP => {
                     orphans.push(object.name);

@@ -80,9 +80,19 @@ pub struct Copied {
 }
 
 /// Encodes a written segment.
-pub async fn encode_written(engine: &Engine, seq: u64, previous: Hash, durable: u64, runs: &Runs) -> Built {
+pub async fn encode_written(
+    engine: &Engine,
+    seq: u64,
+    previous: Hash,
+    durable: u64,
+    runs: &Runs,
+) -> Built {
     let (pieces, holes) = runs.split();
-    let plan = Plan { frames: pieces.len(), sources: 0, holes: holes.len() };
+    let plan = Plan {
+        frames: pieces.len(),
+        sources: 0,
+        holes: holes.len(),
+    };
     let mut builder = builder(engine, seq, previous, durable, plan, runs.data_bytes());
     let mut since = 0;
     for piece in &pieces {
@@ -100,10 +110,27 @@ pub async fn encode_written(engine: &Engine, seq: u64, previous: Hash, durable: 
 }
 
 /// Encodes a collected segment.
-pub async fn encode_collected(engine: &Engine, seq: u64, previous: Hash, durable: u64, frames: &[Copied]) -> Built {
+pub async fn encode_collected(
+    engine: &Engine,
+    seq: u64,
+    previous: Hash,
+    durable: u64,
+    frames: &[Copied],
+) -> Built {
     let sources = frames.iter().map(|frame| frame.sources.len()).sum();
-    let plan = Plan { frames: frames.len(), sources, holes: 0 };
-    let mut builder = builder(engine, seq, previous, durable, plan, frames.len() as u64 * FRAME_BLOCKS * BLOCK);
+    let plan = Plan {
+        frames: frames.len(),
+        sources,
+        holes: 0,
+    };
+    let mut builder = builder(
+        engine,
+        seq,
+        previous,
+        durable,
+        plan,
+        frames.len() as u64 * FRAME_BLOCKS * BLOCK,
+    );
     for frame in frames {
         builder.frame(frame.start, &frame.data, &frame.sources);
         tokio::task::yield_now().await;
@@ -111,10 +138,26 @@ pub async fn encode_collected(engine: &Engine, seq: u64, previous: Hash, durable
     builder.finish()
 }
 
-fn builder(engine: &Engine, seq: u64, previous: Hash, durable: u64, plan: Plan, bytes: u64) -> Builder {
+fn builder(
+    engine: &Engine,
+    seq: u64,
+    previous: Hash,
+    durable: u64,
+    plan: Plan,
+    bytes: u64,
+) -> Builder {
     let id = (engine.epoch, engine.attach, seq);
     let (volume, compression) = (engine.home.volume, engine.geometry.compression);
-    Builder::new(volume, &engine.home.cipher, compression, id, previous, durable, plan, bytes as usize)
+    Builder::new(
+        volume,
+        &engine.home.cipher,
+        compression,
+        id,
+        previous,
+        durable,
+        plan,
+        bytes as usize,
+    )
 }
 
 /// Which segments are stored, so that they can be published in order.
@@ -131,7 +174,10 @@ pub async fn run(engine: Arc<Engine>, mut jobs: mpsc::UnboundedReceiver<Job>, mu
         let seq = match &job {
             Job::Written { seq, .. } | Job::Collected { seq, .. } => *seq,
         };
-        let durable = match progress.wait_for(|progress| seq <= progress.durable + WINDOW).await {
+        let durable = match progress
+            .wait_for(|progress| seq <= progress.durable + WINDOW)
+            .await
+        {
             Ok(progress) => progress.durable,
             Err(_) => return,
         };
@@ -142,8 +188,12 @@ pub async fn run(engine: Arc<Engine>, mut jobs: mpsc::UnboundedReceiver<Job>, mu
             return;
         }
         let built = match &job {
-            Job::Written { seq, runs } => encode_written(&engine, *seq, previous, durable, runs).await,
-            Job::Collected { seq, frames } => encode_collected(&engine, *seq, previous, durable, frames).await,
+            Job::Written { seq, runs } => {
+                encode_written(&engine, *seq, previous, durable, runs).await
+            }
+            Job::Collected { seq, frames } => {
+                encode_collected(&engine, *seq, previous, durable, frames).await
+            }
         };
         previous = built.hash;
         let built = Arc::new(built);
@@ -153,10 +203,14 @@ pub async fn run(engine: Arc<Engine>, mut jobs: mpsc::UnboundedReceiver<Job>, mu
             }
             let (name, body) = (built.name.clone(), built.body.clone());
             let header = built.header.clone();
-            engine.pending().encoded(seq, Arc::new(Encoded { name, body, header }));
+            engine
+                .pending()
+                .encoded(seq, Arc::new(Encoded { name, body, header }));
         }
         let (engine2, stored) = (Arc::clone(&engine), Arc::clone(&stored));
-        engine.tasks.spawn(async move { upload(&engine2, &stored, built, permit).await });
+        engine
+            .tasks
+            .spawn(async move { upload(&engine2, &stored, built, permit).await });
     }
 }
 
@@ -170,7 +224,9 @@ fn keep(engine: &Engine, built: &Built, runs: &Runs) {
             stored: frame.stored,
             address: frame.start,
         };
-        engine.frames.insert(&reference, Bytes::from(piece.data.concat()));
+        engine
+            .frames
+            .insert(&reference, Bytes::from(piece.data.concat()));
     }
 }
 
@@ -206,7 +262,11 @@ fn publish(engine: &Engine, stored: &Stored, built: Arc<Built>) {
             progress.durable += 1;
             let length = next.body.len() as u64;
             let header = Arc::new(next.header.clone());
-            let _ = engine.to_apply.send(Item::Segment { header, hash: next.hash, stored: length });
+            let _ = engine.to_apply.send(Item::Segment {
+                header,
+                hash: next.hash,
+                stored: length,
+            });
         }
         progress.durable > before
     });
@@ -217,7 +277,10 @@ pub async fn write(engine: &Engine, mut start: u64, data: &[u8]) -> Result<(), I
     for step in data.chunks(engine.step) {
         let blocks = step.len() as u64 / BLOCK;
         let runs = blocks / FRAME_BLOCKS + 4;
-        add(engine, step.len() as u64 + runs * OVERHEAD, |open| open.write(start, step)).await?;
+        add(engine, step.len() as u64 + runs * OVERHEAD, |open| {
+            open.write(start, step)
+        })
+        .await?;
         start += blocks;
     }
     Ok(())
@@ -273,8 +336,14 @@ async fn or_failure(engine: &Engine, wait: impl Future<Output = ()>) -> Result<(
     }
 }
 
-async fn failed_since(progress: &mut tokio::sync::watch::Receiver<super::engine::Progress>, failures: u64) -> ImageError {
-    match progress.wait_for(|progress| progress.failures > failures).await {
+async fn failed_since(
+    progress: &mut tokio::sync::watch::Receiver<super::engine::Progress>,
+    failures: u64,
+) -> ImageError {
+    match progress
+        .wait_for(|progress| progress.failures > failures)
+        .await
+    {
         Ok(progress) => match &progress.error {
             Some(error) => ImageError::Store(error.clone()),
             None => ImageError::Closed,
