@@ -80,7 +80,9 @@ fn plaintext(length: usize) -> Vec<u8> {
 
 fn random(seed: u64, length: usize) -> Vec<u8> {
     let mut rng = fastrand::Rng::with_seed(seed);
-    std::iter::repeat_with(|| rng.u8(1..)).take(length).collect()
+    std::iter::repeat_with(|| rng.u8(1..))
+        .take(length)
+        .collect()
 }
 
 /// Writes these over NBD and makes them durable.
@@ -461,12 +463,27 @@ fn where_a_passphrase_comes_from() {
         if published {
             publish(Path::new(&bad));
         }
-        let args = ["setup", VOLUME, "--size", "1M", "--encrypt", "--passphrase-file", &bad];
+        let args = [
+            "setup",
+            VOLUME,
+            "--size",
+            "1M",
+            "--encrypt",
+            "--passphrase-file",
+            &bad,
+        ];
         run(&sandbox, &args).failed(status, &[word], ANY);
         assert_eq!(sandbox.snapshot(), None);
     }
     let none = path(&sandbox, "none");
-    let args = ["setup", VOLUME, "--size", "1M", "--encrypt", "--passphrase-file"];
+    let args = [
+        "setup",
+        VOLUME,
+        "--size",
+        "1M",
+        "--encrypt",
+        "--passphrase-file",
+    ];
     run(&sandbox, &[&args[..], &[none.to_str().unwrap()]].concat()).failed(4, &["none"], "");
     // Without --encrypt it would be of no use.
     let args = ["setup", VOLUME, "--size", "1M", "--passphrase-file", &file];
@@ -476,17 +493,29 @@ fn where_a_passphrase_comes_from() {
     // A descriptor.
     let shell = |line: &str| {
         let program = env!("CARGO_BIN_EXE_swiftnbd");
-        let line = line.replace("swiftnbd", &format!("{program} --config {}", config.display()));
+        let line = line.replace(
+            "swiftnbd",
+            &format!("{program} --config {}", config.display()),
+        );
         finish(Command::new("sh").args(["-c", &line]))
     };
     let line = format!("swiftnbd setup vol --size 1M --encrypt --passphrase-fd 3 3<{file}");
     shell(&line).is_silent();
     let copy = path(&sandbox, "copy.raw");
     let copy = copy.to_str().unwrap();
-    shell(&format!("swiftnbd download vol {copy} --passphrase-fd 0 <{file}")).is_silent();
-    shell(&format!("cat {file} | swiftnbd download vol {copy} --passphrase-fd 0")).is_silent();
-    shell(&format!("swiftnbd download vol {copy} --passphrase-fd 7"))
-        .failed(2, &["descriptor 7"], "--passphrase-fd");
+    shell(&format!(
+        "swiftnbd download vol {copy} --passphrase-fd 0 <{file}"
+    ))
+    .is_silent();
+    shell(&format!(
+        "cat {file} | swiftnbd download vol {copy} --passphrase-fd 0"
+    ))
+    .is_silent();
+    shell(&format!("swiftnbd download vol {copy} --passphrase-fd 7")).failed(
+        2,
+        &["descriptor 7"],
+        "--passphrase-fd",
+    );
 
     // A credential of systemd's.
     let credentials = path(&sandbox, "credentials");
@@ -512,14 +541,23 @@ fn where_a_passphrase_comes_from() {
         (output.status.code(), text)
     };
     let (status, text) = typed(&format!("download vol {copy} -q"), &format!("{SESAME}\n"));
-    assert!(status == Some(0) && text.contains("Passphrase of volume vol"), "{text}");
+    assert!(
+        status == Some(0) && text.contains("Passphrase of volume vol"),
+        "{text}"
+    );
     let (status, text) = typed(&format!("download vol {copy} -q"), &format!("{LENTIL}\n"));
-    assert!(status == Some(5) && text.contains("the passphrase is wrong"), "{text}");
+    assert!(
+        status == Some(5) && text.contains("the passphrase is wrong"),
+        "{text}"
+    );
     let change = format!("passphrase vol --passphrase-file {file}");
     let (status, text) = typed(&change, &format!("{LENTIL}\n{SESAME}\n"));
     assert!(status == Some(1) && text.contains("not the same"), "{text}");
     let (status, text) = typed(&change, &format!("{LENTIL}\n{LENTIL}\n"));
-    assert!(status == Some(0) && text.contains("New passphrase"), "{text}");
+    assert!(
+        status == Some(0) && text.contains("New passphrase"),
+        "{text}"
+    );
     let (status, text) = typed(&format!("download vol {copy} -q"), &format!("{LENTIL}\n"));
     assert_eq!(status, Some(0), "{text}");
 }
@@ -532,8 +570,15 @@ fn the_originals_tools_refuse_it() {
     set_up(&sandbox, "1M", None);
     let (metadata, _) = sandbox.snapshot().unwrap();
     // Version 0.9.3 takes a container with all of these for a volume.
-    let all = ["swiftnbd-version", "swiftnbd-objects", "swiftnbd-object-size"];
-    assert!(!all.iter().all(|key| metadata.contains_key(*key)), "{metadata:?}");
+    let all = [
+        "swiftnbd-version",
+        "swiftnbd-objects",
+        "swiftnbd-object-size",
+    ];
+    assert!(
+        !all.iter().all(|key| metadata.contains_key(*key)),
+        "{metadata:?}"
+    );
     let lab = sandbox.lab();
     let secrets = path(&sandbox, "secrets.conf");
     let text = format!(

@@ -473,10 +473,7 @@ fn a_signal() {
     let copy = path(&sandbox, "copy.raw");
     image(&disk, 64 * 64 * KIB, &[(0, 64 * 64 * KIB)]);
     for (args, method) in [
-        (
-            upload(&disk, &["--format", "1", "--limit", "64KiB"]),
-            "PUT",
-        ),
+        (upload(&disk, &["--format", "1", "--limit", "64KiB"]), "PUT"),
         (download(&copy, &["--limit", "64KiB"]), "GET"),
     ] {
         tamper.forward();
