@@ -322,7 +322,7 @@ async fn prefetching_is_bounded_and_goes_on_afterwards() {
         .iter()
         .filter_map(|(_, _, length)| *length)
         .sum();
-    assert!(bytes <= 24 * MIB && bytes > 20 * MIB, "{bytes} bytes");
+    assert!(bytes <= 48 * MIB && bytes > 40 * MIB, "{bytes} bytes");
     frames.prefetch(&stored[2000..]);
     until(|| frames.cached(&stored[2047]).is_some()).await;
 }
