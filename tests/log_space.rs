@@ -1,6 +1,7 @@
 //! Format 2 in the long run: what it stores stays in proportion to what lives,
 //! however it is written, and what lives is never deleted.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -89,6 +90,16 @@ impl Volume {
         self.most_stored = self.most_stored.max(stored as f64 / live as f64);
     }
 
+    /// How many objects there are of each kind.
+    fn kinds(&self) -> String {
+        let mut kinds = BTreeMap::<String, usize>::new();
+        for name in self.service.names("volume") {
+            let kind = name.split('/').next().unwrap_or_default();
+            *kinds.entry(kind.to_owned()).or_default() += 1;
+        }
+        format!("{kinds:?}")
+    }
+
     async fn read_all(&self, image: &Log) {
         const STEP: u64 = 256;
         for first in (0..self.blocks.len() as u64).step_by(STEP as usize) {
@@ -139,8 +150,10 @@ async fn ten_rounds_of_overwriting_a_whole_volume() {
         volume.look();
         volume.read_all(&image).await;
         println!(
-            "after round {round}: at most {} objects, {:.2} times the live bytes",
-            volume.most_objects, volume.most_stored
+            "after round {round}: at most {} objects, {:.2} times the live bytes; now {}",
+            volume.most_objects,
+            volume.most_stored,
+            volume.kinds()
         );
         if round % 3 == 2 {
             image.close().await.unwrap();
@@ -202,8 +215,5 @@ async fn twenty_thousand_flushes_of_a_single_block() {
     let image = volume.open().await;
     volume.read_all(&image).await;
     image.close().await.unwrap();
-    println!(
-        "{} objects in the end",
-        volume.service.names("volume").len()
-    );
+    println!("in the end {}", volume.kinds());
 }
