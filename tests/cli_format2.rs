@@ -288,7 +288,7 @@ everywhere! {
         let copy = path(sandbox, "copy.raw");
         run(sandbox, &["download", "new", copy.to_str().unwrap()])
             .failed(3, &["new", "it is being made of"], "swiftnbd convert");
-        run(sandbox, &["setup", "new", "--size", "4M", "--force"])
+        run(sandbox, &["setup", "new", "--size", "4M", "--encrypt", "--force"])
             .failed(3, &["new", "it is being made of"], "swiftnbd convert");
 
         run(sandbox, &["convert", VOLUME, "new", "--encrypt"]).is_silent();
@@ -321,7 +321,7 @@ everywhere! {
         lose(&ALL);
         for format in ["1", "2"] {
             run(sandbox, &["setup", VOLUME, "--size", "4M", "--format", format])
-                .failed(1, &[VOLUME, "holds the objects"], "");
+                .failed(1, &[VOLUME, "holds the objects"], "check vol --repair");
         }
         run(sandbox, &["check", VOLUME]).failed(4, &["not a swiftnbd volume"], "");
         let checked = run(sandbox, &["check", VOLUME, "--repair"]);
