@@ -7,13 +7,14 @@
 #[path = "support/plain_swift.rs"]
 mod plain_swift;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use plain_swift::{Reply, Swift};
 use swiftnbd::credentials::Credentials;
 use swiftnbd::store::swift::SwiftStore;
 use swiftnbd::store::{ErrorKind, ObjectStore};
+use tokio::time::Instant;
 
 const AHEAD: &str = "SWIFTNBD_LAB_AUTH_AHEAD";
 const BEHIND: &str = "SWIFTNBD_LAB_AUTH_BEHIND";

@@ -27,7 +27,7 @@ use super::error::LogError;
 use super::format::root::{Location, Root, hash};
 use super::format::segment::Header;
 use super::format::tables::MapBuilder;
-use super::format::{Hash, names};
+use super::format::{BLOCK, Hash, names};
 use super::map::Written;
 use crate::store::{ObjectStore, StoreError};
 
@@ -57,6 +57,8 @@ pub enum Item {
     Root(oneshot::Sender<()>),
     /// Write a root that names another key.
     Rekey(u32, oneshot::Sender<()>),
+    /// Give up these blocks (first, count): reading them fails from now on.
+    GiveUp(Vec<(u64, u64)>, oneshot::Sender<()>),
 }
 
 /// What the deleter has to do.
@@ -122,6 +124,10 @@ pub async fn run(
                 }
                 let _ = done.send(());
             }
+            Item::GiveUp(ranges, done) => {
+                applier.give_up(&ranges).await;
+                let _ = done.send(());
+            }
             Item::Rekey(key, done) => {
                 applier.last.root.key = key;
                 applier.root().await;
@@ -157,6 +163,25 @@ impl Applier {
         } else if engine.map.changed_cost() > self.most_changed() {
             self.spill().await;
         }
+    }
+
+    async fn give_up(&mut self, ranges: &[(u64, u64)]) {
+        let engine = Arc::clone(&self.engine);
+        let all = engine.geometry.size.div_ceil(BLOCK);
+        for &(start, blocks) in ranges {
+            while let Err(error) = engine.map.lose(&*engine.store, start, blocks, all).await {
+                tracing::error!(
+                    "blocks {start} to {} cannot be given up, it is tried again: {error}",
+                    start + blocks
+                );
+                sleep(PAUSE).await;
+            }
+        }
+        while let Err(error) = engine.map.recount(&*engine.store).await {
+            tracing::error!("the map cannot be counted, it is tried again: {error}");
+            sleep(PAUSE).await;
+        }
+        self.root().await;
     }
 
     fn wants_root(&self) -> bool {

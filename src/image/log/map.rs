@@ -269,12 +269,14 @@ impl Map {
         inner.changed.insert(number, page);
     }
 
-    /// Marks blocks as lost: reading them fails from now on.
+    /// Marks blocks as lost: reading them fails from now on. The device has `all`
+    /// blocks.
     pub async fn lose(
         &self,
         store: &dyn ObjectStore,
         start: u64,
         blocks: u64,
+        all: u64,
     ) -> Result<(), LogError> {
         let (mut at, end) = (start, start + blocks);
         while at < end {
@@ -284,7 +286,7 @@ impl Map {
                 Ok(page) => page,
                 // It is the page that is lost, and so is all of it.
                 Err(LogError::Damaged { .. } | LogError::Missing { .. })
-                    if until - at == PAGE_BLOCKS =>
+                    if at == base && until == (base + PAGE_BLOCKS).min(all) =>
                 {
                     Arc::default()
                 }
@@ -297,6 +299,18 @@ impl Map {
             });
             at = until;
         }
+        Ok(())
+    }
+
+    /// Counts anew how much of each segment is live.
+    pub async fn recount(&self, store: &dyn ObjectStore) -> Result<(), LogError> {
+        let mut live: BTreeMap<u64, u64> = BTreeMap::new();
+        for number in self.numbers() {
+            for entry in self.page(store, number).await?.entries() {
+                *live.entry(entry.seq()).or_default() += entry.blocks();
+            }
+        }
+        self.space(|space| space.recount(&live));
         Ok(())
     }
 

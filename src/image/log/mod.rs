@@ -531,6 +531,21 @@ impl Log {
         Ok(())
     }
 
+    /// Gives up parts of the device (offset and length in bytes) that a
+    /// [check](check::check) found damaged: reading them fails at once from now on,
+    /// writing them makes them good again. Only whole pages of the map can be given up
+    /// where the map itself is damaged.
+    pub async fn give_up(&self, ranges: &[(u64, u64)]) -> Result<(), ImageError> {
+        self.check()?;
+        let blocks = ranges.iter().map(|&(offset, length)| {
+            let (first, end) = cover(offset, length);
+            (first, end - first)
+        });
+        let blocks = blocks.filter(|(_, count)| *count > 0).collect();
+        self.engine.ask(|done| Item::GiveUp(blocks, done)).await;
+        self.engine.check()
+    }
+
     fn check(&self) -> Result<(), ImageError> {
         match self.closed.load(Ordering::Acquire) {
             true => Err(ImageError::Closed),

@@ -301,7 +301,7 @@ pub struct Later {
 }
 
 /// A segment's header, or `None` where nothing or a stop seems to be.
-async fn probe(
+pub async fn probe(
     store: &dyn ObjectStore,
     home: &Home,
     name: &str,

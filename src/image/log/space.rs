@@ -92,6 +92,20 @@ impl Space {
         }
     }
 
+    /// Takes these counts of live blocks for the true ones; none are live of what is
+    /// not in them.
+    pub fn recount(&mut self, live: &BTreeMap<u64, u64>) {
+        let rows: Vec<(u64, u64)> = self
+            .rows
+            .iter()
+            .map(|(&seq, row)| (seq, u64::from(row.live)))
+            .collect();
+        for (seq, before) in rows {
+            self.release(seq, before);
+            self.enliven(seq, live.get(&seq).copied().unwrap_or(0));
+        }
+    }
+
     /// Forgets the segments that nothing needs, and tells them. A root that does not
     /// name them must be durable before they are deleted.
     pub fn take_dead(&mut self) -> Vec<u64> {

@@ -23,7 +23,7 @@ const TOGETHER: usize = 10_000;
 /// Before it begins, and between two attempts.
 const PAUSE: Duration = Duration::from_secs(5);
 /// Stops are smaller than this, in bytes, roots and segments larger.
-const STOP: u64 = 80;
+pub const STOP: u64 = 80;
 
 /// Sweeps once. `key` is the newest root's key.
 pub async fn run(engine: Arc<Engine>, key: u32, to_delete: mpsc::UnboundedSender<Dead>) {
