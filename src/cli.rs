@@ -458,13 +458,13 @@ The volume is locked meanwhile.
 
 Common mistakes:
   - To check what is attached: it is locked; detach it first.
-  - To expect lost data from --repair: it brings in order what can be brought in
-    order, and what was damaged stays so, to be noticed by whoever reads it.")]
+  - To expect lost data from --repair: it gives up what cannot be read, so that
+    reading it fails at once, until it is written anew.")]
 pub struct Check {
     /// The volume
     #[arg(value_parser = parse_name)]
     pub name: String,
-    /// Mend what can be mended
+    /// Give up what cannot be read, and write the metadata anew if it is damaged
     #[arg(long)]
     pub repair: bool,
     /// Print JSON, for scripts

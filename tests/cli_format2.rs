@@ -425,6 +425,16 @@ everywhere! {
         let checked = run(sandbox, &["check", VOLUME]);
         assert!(checked.stdout.contains(segment.as_str()), "{checked:?}");
         assert!(checked.stdout.contains(&format!("from {from} on")), "{checked:?}");
+        // It is given up: the rest is sound, and so is what is written there anew.
+        let checked = run(sandbox, &["check", VOLUME, "--repair"]);
+        assert_eq!(checked.status, 1, "{checked:?}");
+        assert!(checked.stdout.contains("are given up"), "{checked:?}");
+        let checked = run(sandbox, &["check", VOLUME]);
+        assert!(checked.stdout.contains("given up before: "), "{checked:?}");
+        run(sandbox, &["download", VOLUME, copy.to_str().unwrap()]).failed(1, &[VOLUME], ANY);
+        write(sandbox, &[(MIB, &random(2, 65536))]);
+        let wanted = [vec![0; 1 << 20], random(2, 65536), vec![0; (3 << 20) - 65536]].concat();
+        assert!(content(sandbox, VOLUME) == wanted);
         assert_eq!(sandbox.metadata("swiftnbd-client"), "");
     }
 }
