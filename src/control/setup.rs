@@ -260,6 +260,8 @@ async fn check_vacant(
             return Err(explain::meta(volume, &MetaError::Locked(client)));
         }
     }
+    // The format of a volume whose metadata is gone.
+    let mut lost = None;
     let (occupied, format) = match found {
         Ok(there) => {
             let size = format_size(there.format.size());
@@ -273,6 +275,7 @@ async fn check_vacant(
         Err(MetaError::NotAVolume) => match data(store, volume).await? {
             None => return Ok(()),
             Some(format) => {
+                lost = Some(format);
                 let text = "the container holds the objects of a volume already";
                 (format!("volume {name}: {text}"), format)
             }
@@ -280,21 +283,27 @@ async fn check_vacant(
         Err(error) if !force => return Err(explain::meta(volume, &error)),
         Err(error) => (format!("volume {name}: {error}"), damaged_format(&error)),
     };
+    let name = &volume.name;
+    let advice = match (lost, plan.format().number()) {
+        (Some(2), _) => format!(
+            "`swiftnbd check {name} --repair` writes its metadata anew; --force with --format 2 \
+             empties it: all that is there is lost"
+        ),
+        (_, planned) if planned != format => format!(
+            "--force does not change the format; `swiftnbd delete {name}` deletes what is there"
+        ),
+        (_, 1) => "--force writes the metadata anew; the objects that are there stay, and are the \
+                   volume's content"
+            .to_owned(),
+        _ => "--force empties it: all that is there is lost".to_owned(),
+    };
     if format != plan.format().number() {
         let text = format!("{occupied}, of format {format}");
-        return Err(Error::failed(text).hint(format!(
-            "--force does not change the format; `swiftnbd delete {name}` deletes what is there"
-        )));
+        return Err(Error::failed(text).hint(advice));
     }
-    match (force, plan) {
-        (true, _) => Ok(()),
-        (false, Plan::Objects(_)) => Err(Error::failed(occupied).hint(
-            "--force writes the metadata anew; the objects that are there stay, and are the \
-             volume's content",
-        )),
-        (false, Plan::Log(_)) => {
-            Err(Error::failed(occupied).hint("--force empties it: all that is there is lost"))
-        }
+    match force {
+        true => Ok(()),
+        false => Err(Error::failed(occupied).hint(advice)),
     }
 }
 

@@ -22,6 +22,12 @@ impl Progress {
         Progress::new(ProgressBar::no_length(), line, false)
     }
 
+    /// Of segments that are looked through.
+    pub fn segments(quiet: bool) -> Progress {
+        let line = "{pos:>10} of {len} segments  [{bar:30}] {percent:>3} %  {eta} left";
+        Progress::new(ProgressBar::no_length(), line, quiet)
+    }
+
     fn new(bar: ProgressBar, line: &str, quiet: bool) -> Progress {
         bar.set_draw_target(match !quiet && std::io::stderr().is_terminal() {
             true => ProgressDrawTarget::stderr(),
