@@ -204,8 +204,10 @@ async fn twenty_thousand_flushes_of_a_single_block() {
         "{} times the live bytes",
         volume.most_stored
     );
+    // Without merging there would be more than 20,000. How far deletion lags behind a
+    // store that answers at once depends on the machine.
     assert!(
-        volume.most_objects < 1000,
+        volume.most_objects < 4000,
         "{} objects",
         volume.most_objects
     );

@@ -142,7 +142,8 @@ impl State {
                     reads: old.reads + u32::from(end > old.end),
                 };
                 // It may have filled the gap before another.
-                if let Some(next) = self.runs.iter_mut().find(|next| next.start == run.end) {
+                let follows = |next: &&mut Run| next.start == run.end && next.end > run.end;
+                if let Some(next) = self.runs.iter_mut().find(follows) {
                     run.end = next.end;
                     run.reads += next.reads;
                     *next = Run::NONE;
