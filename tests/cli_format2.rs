@@ -369,12 +369,12 @@ everywhere! {
         image(&disk, 40 * MIB + 1536, &[(MIB, &bytes), (40 * MIB + 1024, &[1; 512])]);
         let disk = disk.to_str().unwrap();
         let slowly = ["upload", disk, VOLUME, "--limit", "1M"];
-        let holder = || match sandbox.snapshot() {
-            Some(_) => sandbox.metadata("swiftnbd-client"),
-            None => String::new(),
+        let is_locked = || {
+            let listed = sandbox.run_once(&["list"]).stdout;
+            listed.contains("locked by ctl-upload since")
         };
         let mut child = start(sandbox, &slowly);
-        wait_until("the upload's lock", || holder().starts_with("ctl-upload@"));
+        wait_until("the upload's lock", is_locked);
         child.kill().unwrap();
         child.wait().unwrap();
         run(sandbox, &["check", VOLUME]).failed(3, &["upload was interrupted"], "same upload");
