@@ -68,6 +68,7 @@ done
 # Everything that fsx can do; it compares on each read.
 cat >"$work/fsx.toml" <<'END_OF_FSX'
 flen = 2097152
+nomsyncafterwrite = true
 [weights]
 close_open = 1
 truncate = 5

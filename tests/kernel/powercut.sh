@@ -239,9 +239,15 @@ fi
 
 : the last time: what is there can be written, and detached
 for kind in "${kinds[@]}"; do
-    "$TEST_FSX" -q -f "$work/fsx.toml" -S "$TEST_SEED" -N 500 "$work/$kind/fsx"
+    "$TEST_FSX" -q -f "$work/fsx.toml" -S "$TEST_SEED" -N 150 "$work/$kind/fsx" &
+    fsx[$kind]=$!
+done
+for kind in "${kinds[@]}"; do
+    wait "${fsx[$kind]}"
     umount "$work/$kind"
-    no_io_errors "${device[$kind]}"
+done
+no_io_errors "${device[@]}"
+for kind in "${kinds[@]}"; do
     swiftnbd detach "$kind"
     equal "lock of $kind" "$(lock_of "$kind")" unlocked
 done
