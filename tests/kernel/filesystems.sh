@@ -3,6 +3,7 @@
 # blocks that fio verifies, and a file under fsx. After unmounting and attaching
 # again all is the same, and the file systems are clean.
 # cases: dir1 dir2 swift2
+# full: dir2
 # needs: mem=1536M
 # swift2 needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh

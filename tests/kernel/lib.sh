@@ -241,14 +241,15 @@ http() {
 }
 curl=(--silent --show-error --fail --max-time 60 --noproxy '*')
 
-# objects CONTAINER: the names of its data objects, a line each.
+# objects CONTAINER [PREFIX]: the names of its data objects (those of format 1; of
+# format 2 they begin with seg/), a line each.
 objects() {
     { local -; set +x; } 2>/dev/null
-    http GET "$1?prefix=disk.part/&limit=10000"
+    http GET "$1?prefix=${2:-disk.part/}&limit=10000"
 }
 
-# object_count CONTAINER
-object_count() { objects "$1" | wc -l; }
+# object_count CONTAINER [PREFIX]
+object_count() { objects "$@" | wc -l; }
 
 # metadata CONTAINER KEY: the value of X-Container-Meta-Swiftnbd-KEY.
 metadata() {

@@ -8,7 +8,7 @@
 # chooses the moments. What must outlive the machine is synced to TEST_DIR.
 # cases: format1 format2
 # full: format1
-# needs: swift cuts mem=1536M timeout=600
+# needs: swift cuts mem=1536M timeout=800
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 

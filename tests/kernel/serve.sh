@@ -9,8 +9,8 @@
 size=48M megabytes=8
 if [[ $full ]]; then size=512M megabytes=100; fi
 volumes swift vol other
-swiftnbd setup vol --size "$size" --object-size 256K
-swiftnbd setup other --size "$size" --object-size 256K
+swiftnbd setup vol --size "$size"
+swiftnbd setup other --size "$size" --format 1 --object-size 256K
 
 # serve ARGUMENT...: in the background; $server is its process.
 serve() {
@@ -59,7 +59,7 @@ before=$(sum "$D")
 nbd-client -d "$D"
 # Nobody uses it any more: another machine may have it.
 wait_for 60 unlocked vol
-(($(object_count vol) > 0))
+(($(object_count vol seg/) > 0))
 
 # Another connection, which leases it again; then another server.
 nbd-client 127.0.0.1 -N vol "$D"
