@@ -133,10 +133,15 @@ alive() {
 # intact KIND: each file holds what was noted last.
 intact() {
     { local -; set +x; } 2>/dev/null
+    local name
     awk '{sum[$2] = $1} END {for (name in sum) if (sum[name] != "-") print sum[name] "  " name}' \
         "$TEST_DIR/fsynced-$1" >"$work/sums"
     [[ -s $work/sums ]] || fail "nothing was fsynced in $1"
     (cd "$work/$1/files" && sha256sum --quiet -c "$work/sums") || fail "$1 has lost what was fsynced"
+    # What was about to be written is there, old or new.
+    while read -r _ name; do
+        [[ -f $work/$1/files/$name ]] || fail "$1 has lost $name"
+    done <"$TEST_DIR/fsynced-$1"
     echo "$1: $(wc -l <"$work/sums") fsynced files are intact"
 }
 
@@ -232,6 +237,7 @@ if [[ $what == load ]]; then
     moment "$number"
     wait_for 240 enough "$least"
     alive
+    no_io_errors "${device[@]}"
     cut "$delay_ms"
     wait
     fail 'there still is power'
