@@ -42,6 +42,12 @@ impl Progress {
         self.0.inc(amount);
     }
 
+    /// So much of so much is done.
+    pub fn reach(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
+    }
+
     /// All is done, what needed no work included.
     pub fn complete(&self) {
         if let Some(total) = self.0.length() {
