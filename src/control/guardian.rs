@@ -18,6 +18,9 @@ use crate::error::{Error, Result};
 /// The hidden verb that a guardian is started with.
 pub const VERB: &str = "__guardian";
 
+/// What a daemon writes when there is nothing left to guard.
+const FAREWELL: &str = "done";
+
 /// The longest line that a daemon writes.
 const MAX_LINE: u64 = 4096;
 
@@ -52,14 +55,15 @@ impl Guardian {
     /// From now on it disconnects `device`, should this process die, provided that
     /// the device still belongs to `backend`.
     pub fn guard(&mut self, device: NbdDevice, backend: &str) -> Result<()> {
-        let line = format!("{} {backend}\n", device.index());
+        let daemon = std::process::id();
+        let line = format!("{} {daemon} {backend}\n", device.index());
         let written = self.pipe.write_all(line.as_bytes());
         written.map_err(|error| Error::failed(format!("the guardian process died: {error}")))
     }
 
     /// The device is disconnected: nothing is left to guard.
     pub fn dismiss(mut self) {
-        let _ = self.pipe.write_all(b"done\n");
+        let _ = writeln!(self.pipe, "{FAREWELL}");
         drop(self.pipe);
         let _ = self.child.wait();
     }
@@ -70,25 +74,30 @@ pub fn run() -> Result<()> {
     // Whatever stops the daemon (a terminal, a service manager) must not stop its
     // guardian first.
     let _ = SigSet::all().thread_block();
-    let daemon = std::os::unix::process::parent_id();
     let mut lines = BufReader::new(std::io::stdin());
     let mut guarded = None;
     loop {
         let mut line = String::new();
         let read = (&mut lines).take(MAX_LINE).read_line(&mut line);
-        match (read, line.trim_end().split_once(' ')) {
-            (Ok(1..), Some((index, backend))) => {
-                let device = index.parse().ok().and_then(NbdDevice::new);
-                guarded = device.map(|device| (device, backend.to_owned()));
-            }
-            (Ok(1..), None) => return Ok(()),
-            (Ok(0) | Err(_), _) => break,
+        match read {
+            Ok(1..) if line.trim_end() == FAREWELL => return Ok(()),
+            Ok(1..) => guarded = guarded_by(&line),
+            Ok(0) | Err(_) => break,
         }
     }
     match guarded {
-        Some((device, backend)) => disconnect(device, &backend, daemon),
+        Some((device, daemon, backend)) => disconnect(device, &backend, daemon),
         None => Ok(()),
     }
+}
+
+/// What a daemon says: the device, its own process, the backend. (Asking who the
+/// parent is would be too late when that has died already.)
+fn guarded_by(line: &str) -> Option<(NbdDevice, u32, String)> {
+    let mut words = line.trim_end().splitn(3, ' ');
+    let device = NbdDevice::new(words.next()?.parse().ok()?)?;
+    let daemon = words.next()?.parse().ok()?;
+    Some((device, daemon, words.next()?.to_owned()))
 }
 
 /// Disconnects the device if it is still the one that the dead daemon connected.
@@ -101,4 +110,25 @@ fn disconnect(device: NbdDevice, backend: &str, daemon: u32) -> Result<()> {
     let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
     nbd.disconnect(device.index())
         .map_err(|error| Error::failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_names_device_process_and_backend() {
+        let (device, daemon, backend) = guarded_by("3 4711 swiftnbd:a volume\n").unwrap();
+        assert_eq!((device.index(), daemon), (3, 4711));
+        assert_eq!(backend, "swiftnbd:a volume");
+        for line in [
+            "",
+            "3",
+            "3 4711",
+            "3 x swiftnbd:vol",
+            "-1 4711 swiftnbd:vol",
+        ] {
+            assert!(guarded_by(line).is_none(), "{line}");
+        }
+    }
 }

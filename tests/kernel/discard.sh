@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is discarded leaves the container and reads as zeros: blkdiscard of a part
+# What is discarded leaves the container (of format 1) and reads as zeros: blkdiscard of a part
 # and of the whole device, blkdiscard -z, and fstrim of ext4.
 # needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh
@@ -7,7 +7,7 @@
 
 object=$((256 << 10))
 volumes swift vol
-swiftnbd setup vol --size 64M --object-size 256K
+swiftnbd setup vol --size 64M --format 1 --object-size 256K
 D=$(swiftnbd attach vol)
 pattern 1 16M >"$work/pattern"
 

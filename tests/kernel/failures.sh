@@ -7,7 +7,7 @@
 
 volumes swift vol missing plain damaged
 swiftnbd setup vol --size 64M
-swiftnbd setup damaged --size 64M
+swiftnbd setup damaged --size 64M --format 1
 http PUT plain
 D=$(free_device)
 

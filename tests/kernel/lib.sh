@@ -5,7 +5,10 @@
 #   TEST_DIR       the test's directory, kept; the host sees it as well
 #   TEST_CASE      which of the test's cases this is, if it has any
 #   TEST_FULL      1: larger counts
+#   TEST_SEED      what chance is to start from, where a test says so
+#   TEST_BOOT      which start of the machine this is, from 1
 #   TEST_SWIFTNBD  the program
+#   TEST_FSX       the file system exerciser
 #
 # and, for a test that needs Swift, where that is. Everything a test makes on
 # the way is in $work, which goes at its end.
@@ -131,7 +134,7 @@ state_of() { entry "$1" 6; }
 # lock_of NAME: what list says of the lock.
 lock_of() {
     { local -; set +x; } 2>/dev/null
-    swiftnbd list | sed -n "s/^$1 .*version=1, \(.*\))\$/\1/p"
+    swiftnbd list | sed -n "s/^$1 .*version=[12], \(.*\))\$/\1/p"
 }
 
 # unlocked NAME
@@ -179,11 +182,12 @@ free_device() {
     fail "no nbd device is free"
 }
 
-# no_io_errors DEVICE: the kernel has seen none since the last call.
+# no_io_errors DEVICE...: the kernel has seen none since the last call.
 no_io_errors() {
     { local -; set +x; } 2>/dev/null
-    local bad
-    bad=$(dmesg | tail -n +$((seen + 1)) | grep -w "${1#/dev/}" |
+    local bad names
+    names=$(IFS='|' && echo "${*#/dev/}")
+    bad=$(dmesg | tail -n +$((seen + 1)) | grep -wE "$names" |
         grep -iE 'error|fail|timed out|abort|corrupt' | grep -v 'Send disconnect failed') || true
     [[ ! $bad ]] || fail "the kernel says: $bad"
     seen=$(dmesg | wc -l)
@@ -237,14 +241,15 @@ http() {
 }
 curl=(--silent --show-error --fail --max-time 60 --noproxy '*')
 
-# objects CONTAINER: the names of its data objects, a line each.
+# objects CONTAINER [PREFIX]: the names of its data objects (those of format 1; of
+# format 2 they begin with seg/), a line each.
 objects() {
     { local -; set +x; } 2>/dev/null
-    http GET "$1?prefix=disk.part/&limit=10000"
+    http GET "$1?prefix=${2:-disk.part/}&limit=10000"
 }
 
-# object_count CONTAINER
-object_count() { objects "$1" | wc -l; }
+# object_count CONTAINER [PREFIX]
+object_count() { objects "$@" | wc -l; }
 
 # metadata CONTAINER KEY: the value of X-Container-Meta-Swiftnbd-KEY.
 metadata() {

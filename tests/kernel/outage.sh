@@ -8,7 +8,10 @@
 
 outage_seconds=20
 volumes swift vol
-swiftnbd setup vol --size 16M
+# What Swift goes on with after it was frozen is harmful to format 1 most of all.
+format=2
+if [[ $TEST_CASE == freeze ]]; then format=1; fi
+swiftnbd setup vol --size 16M --format $format
 D=$(swiftnbd attach vol)
 
 # job SEED: fio's options for one pass over the device, written, then verified.

@@ -77,6 +77,6 @@ done
 
 # It is what the section promises: the file is there, in Swift, and nothing is
 # left attached or locked.
-http GET mynbd0?prefix=disk.part/\&limit=10 | grep -q disk.part/
+(($(object_count mynbd0 seg/) > 0))
 equal 'lock' "$(metadata mynbd0 client)" ''
 no_processes

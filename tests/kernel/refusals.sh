@@ -6,7 +6,7 @@
 
 volumes dir vol other
 swiftnbd setup vol --size 64M
-swiftnbd setup other --size 64M
+swiftnbd setup other --size 64M --format 1
 
 : attach returns, and the daemon keeps nothing of the caller
 mkfifo "$work/fifo"
@@ -38,14 +38,14 @@ import json, sys, time
 [entry] = json.load(open(sys.argv[1]))
 assert entry["device"] == sys.argv[2] and entry["pid"] == int(sys.argv[3]), entry
 assert entry["volume"] == entry["container"] == "vol", entry
-assert entry["size"] == 64 << 20 and entry["block_size"] == 512, entry
+assert entry["size"] == 64 << 20 and entry["block_size"] == 4096, entry
 assert entry["state"] == "attached" and entry["read_only"] is False, entry
 assert entry["dirty_bytes"] >= 0 and abs(entry["since"] - time.time()) < 600, entry
 END
 expect 4 swiftnbd status nothing
 equal 'backend' "$(<"/sys/block/${D#/dev/}/backend")" swiftnbd:vol
 expect 0 swiftnbd list
-contains "$out" "vol objects=1024 size=67108864 (version=1, locked by $(hostname):$pid since " \
+contains "$out" "vol size=67108864 (version=2, locked by $(hostname):$pid since " \
     'other objects=1024 size=67108864 (version=1, unlocked)'
 
 holder="$(hostname):$pid since $(date -u +%Y-)"

@@ -9,8 +9,8 @@
 size=48M megabytes=8
 if [[ $full ]]; then size=512M megabytes=100; fi
 volumes swift vol other
-swiftnbd setup vol --size "$size" --object-size 256K
-swiftnbd setup other --size "$size" --object-size 256K
+swiftnbd setup vol --size "$size"
+swiftnbd setup other --size "$size" --format 1 --object-size 256K
 
 # serve ARGUMENT...: in the background; $server is its process.
 serve() {
@@ -36,7 +36,9 @@ nbd-client -l 127.0.0.1 | tee "$work/list"
 grep -q "^vol: " "$work/list"
 grep -q "^other: " "$work/list"
 
-nbd-client 127.0.0.1 -N vol "$D"
+# nbd-client takes no notice of the block size that it is told; with requests of
+# other sizes this volume has nothing to do.
+nbd-client -b 4096 127.0.0.1 -N vol "$D"
 wait_for 30 connected "$D"
 equal size "$(blockdev --getsize64 "$D")" $((${size%M} << 20))
 contains "$(lock_of vol)" 'locked by'
@@ -59,16 +61,16 @@ before=$(sum "$D")
 nbd-client -d "$D"
 # Nobody uses it any more: another machine may have it.
 wait_for 60 unlocked vol
-(($(object_count vol) > 0))
+(($(object_count vol seg/) > 0))
 
 # Another connection, which leases it again; then another server.
-nbd-client 127.0.0.1 -N vol "$D"
+nbd-client -b 4096 127.0.0.1 -N vol "$D"
 wait_for 30 connected "$D"
 equal content "$(sum "$D")" "$before"
 nbd-client -d "$D"
 stop
 serve vol --read-only
-nbd-client 127.0.0.1 "$D"
+nbd-client -b 4096 127.0.0.1 "$D"
 wait_for 30 connected "$D"
 equal 'read-only' "$(blockdev --getro "$D")" 1
 equal content "$(sum "$D")" "$before"
@@ -87,7 +89,7 @@ ln -s "$TEST_SWIFTNBD" "$work/swiftnbd-server"
 "$work/swiftnbd-server" --secrets "$work/secrets.conf" -l "$work/server.log" \
     --pid-file "$work/server.pid" vol
 server=$(<"$work/server.pid")
-nbd-client 127.0.0.1 10811 "$D"
+nbd-client -b 4096 127.0.0.1 10811 "$D"
 wait_for 30 connected "$D"
 mount "$D" "$work/mnt"
 tar -C "$work/mnt" --compare -f "$work/tree.tar"

@@ -2,6 +2,7 @@
 # fio writes blocks of 512 bytes to 256 KiB at queue depth 32 to the raw device,
 # with flushes and trims between them, and finds them again, also after the
 # volume was attached anew.
+# cases: format1 format2
 # needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
@@ -10,7 +11,7 @@ megabytes=32
 if [[ $full ]]; then megabytes=512; fi
 eighth=$((megabytes / 8))M
 volumes swift vol
-swiftnbd setup vol --size ${megabytes}M
+swiftnbd setup vol --size ${megabytes}M --format "${TEST_CASE#format}" --block-size 512
 D=$(swiftnbd attach vol)
 
 cat >"$work/job" <<END
