@@ -338,15 +338,19 @@ pub async fn segments_after(
     let mut attempts = 0;
     loop {
         let next = root.seq + 1 + all.len() as u64;
-        let headers = stream::iter(next..).map(|seq| async move {
-            let name = name(seq);
-            probe(store, home, &name)
-                .await
-                .map(|found| found.map(|(header, hash)| Later { name, header, hash }))
-        });
-        let mut headers = std::pin::pin!(headers.buffered(PARALLEL));
-        while let Some(Some(later)) = headers.next().await.transpose()? {
-            follow(root, &mut all, later)?;
+        {
+            let headers = stream::iter(next..).map(|seq| async move {
+                let name = name(seq);
+                probe(store, home, &name)
+                    .await
+                    .map(|found| found.map(|(header, hash)| Later { name, header, hash }))
+            });
+            // Gone before anything else is asked: a request that nobody polls may hold
+            // up others.
+            let mut headers = std::pin::pin!(headers.buffered(PARALLEL));
+            while let Some(Some(later)) = headers.next().await.transpose()? {
+                follow(root, &mut all, later)?;
+            }
         }
         let gap = root.seq + 1 + all.len() as u64;
         if known_durable(store, home, gap, name).await? {
@@ -391,11 +395,11 @@ async fn known_durable(
     let probes = stream::iter(names).map(|name| async move { probe(store, home, &name).await });
     let mut probes = std::pin::pin!(probes.buffer_unordered(PARALLEL));
     while let Some(found) = probes.next().await {
-        // Beyond the gap nothing else counts, damage neither.
-        if let Ok(Some((header, _))) = found
-            && header.durable >= gap
-        {
-            return Ok(true);
+        match found {
+            Ok(Some((header, _))) if header.durable >= gap => return Ok(true),
+            // Beyond the gap nothing else counts, damage neither.
+            Ok(_) | Err(LogError::Damaged { .. } | LogError::Missing { .. }) => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(false)
