@@ -144,7 +144,7 @@ async fn read_all(log: &Log) -> Vec<Tag> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn servers_come_and_go_and_the_volume_stays_a_prefix() {
     let seed = number("SWIFTNBD_SEED", 1);
-    let lives = number("SWIFTNBD_LIVES", 6);
+    let lives = number("SWIFTNBD_LIVES", 3);
     println!("seed {seed}, {lives} lives");
     let mut rng = fastrand::Rng::with_seed(seed);
     let container = Swift::fresh_name("log-replicas");
