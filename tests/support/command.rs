@@ -241,13 +241,17 @@ impl Sandbox {
                 }
                 let store = self.dir_store();
                 let objects = wait(store.list("", "", 10_000)).into_iter();
+                // One that goes between the listing and this was not there.
                 let body = |name: String| {
-                    (
-                        name.clone(),
-                        wait(async { store.get(&name).await }).to_vec(),
-                    )
+                    let body = wait(async {
+                        match store.get(&name).await {
+                            Err(error) if error.kind == ErrorKind::NotFound => Ok(None),
+                            other => other.map(Some),
+                        }
+                    });
+                    body.map(|body| (name, body.to_vec()))
                 };
-                let objects = objects.map(|listed| body(listed.name)).collect();
+                let objects = objects.filter_map(|listed| body(listed.name)).collect();
                 Some((wait(store.metadata()), objects))
             }
         }
