@@ -8,12 +8,12 @@ use std::sync::Arc;
 
 use crate::config::{Backend, Volume};
 use crate::image::Image;
-use crate::image::objects::layout::{Layout, MAX_OBJECT_SIZE};
+use crate::image::objects::layout::Layout;
 use crate::image::objects::{Limits, Objects};
 use crate::store::dir::DirStore;
 use crate::store::retry::{Policy, Retry};
 use crate::store::swift::{Account, SwiftStore, Timeouts};
-use crate::store::{ObjectStore, StoreError};
+use crate::store::{MAX_BODY, ObjectStore, StoreError};
 
 /// A volume's container, for three kinds of caller. All know which names may
 /// still be changed by earlier requests.
@@ -51,15 +51,14 @@ impl Container {
 
 /// Opens a volume's container. Nothing is sent yet.
 pub fn container(volume: &Volume) -> Result<Container, StoreError> {
-    let most = u64::from(MAX_OBJECT_SIZE);
     let (once, swift): (Arc<dyn ObjectStore>, _) = match &volume.backend {
         Backend::Dir(root) => {
-            let dir = DirStore::new(root, &volume.container, most)?;
+            let dir = DirStore::new(root, &volume.container, MAX_BODY)?;
             (Arc::new(dir), None)
         }
         Backend::Swift(credentials) => {
             let account = Account::shared(credentials.as_ref().clone(), Timeouts::default())?;
-            let swift = SwiftStore::in_account(account, &volume.container, most)?;
+            let swift = SwiftStore::in_account(account, &volume.container, MAX_BODY)?;
             (Arc::new(swift.clone()), Some(swift))
         }
     };

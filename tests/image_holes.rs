@@ -59,6 +59,14 @@ impl ObjectStore for Forgetful {
         found
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.inner.get_range(name, offset, length).await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.inner.put_new(name, body).await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         tokio::time::sleep(Duration::from_millis(2)).await;
         self.inner.put(name, body).await

@@ -27,6 +27,8 @@ async fn contract(store: &dyn ObjectStore) {
     what_is_no_name_or_no_body_is_refused(store).await;
     names_are_kept_as_they_are(store).await;
     bodies_of_one_byte_and_of_many(store).await;
+    parts_of_bodies(store).await;
+    what_is_there_is_not_created(store).await;
     different_names_at_once(store).await;
     listings_have_bounds_order_and_pages(store).await;
     metadata_is_merged(store).await;
@@ -44,7 +46,9 @@ async fn a_missing_container_is_not_an_empty_one(store: &dyn ObjectStore) {
     let changes = Metadata::from([("k".to_owned(), "v".to_owned())]);
     let results = [
         store.get("a").await.map(drop),
-        store.put("a", body).await,
+        store.get_range("a", 0, 1).await.map(drop),
+        store.put("a", body.clone()).await,
+        store.put_new("a", body).await.map(drop),
         store.delete("a").await,
         store.delete_many(&["a".to_owned(), "b".to_owned()]).await,
         store.md5("a").await.map(drop),
@@ -89,15 +93,23 @@ async fn what_is_no_name_or_no_body_is_refused(store: &dyn ObjectStore) {
         "", "/", "a//b", "/a", "a/", ".", "../a", "a/./b", "a\0b", &long,
     ] {
         let body = Bytes::from("x");
-        let put = store.put(name, body).await.unwrap_err();
+        let put = store.put(name, body.clone()).await.unwrap_err();
+        let put_new = store.put_new(name, body).await.unwrap_err();
         let get = store.get(name).await.unwrap_err();
+        let get_range = store.get_range(name, 0, 1).await.unwrap_err();
         let delete = store.delete(name).await.unwrap_err();
-        for error in [put, get, delete] {
+        for error in [put, put_new, get, get_range, delete] {
             assert_eq!(error.kind, ErrorKind::Invalid, "{name:?}: {error}");
         }
     }
     let error = store.put("a", Bytes::new()).await.unwrap_err();
     assert_eq!(error.kind, ErrorKind::Invalid);
+    let error = store.put_new("a", Bytes::new()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    for (offset, length) in [(0, 0), (1, u64::MAX), (u64::MAX, 1)] {
+        let error = store.get_range("a", offset, length).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Invalid, "{offset} {length}");
+    }
     for limit in [0, 10_001] {
         let error = store.list("", "", limit).await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Invalid);
@@ -164,6 +176,60 @@ async fn bodies_of_one_byte_and_of_many(store: &dyn ObjectStore) {
     store.put("body", body.clone()).await.unwrap();
     assert_eq!(store.get("body").await.unwrap(), body);
     store.delete("body").await.unwrap();
+}
+
+async fn parts_of_bodies(store: &dyn ObjectStore) {
+    let error = store.get_range("parts", 0, 1).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+    assert!(error.target.ends_with("/parts"), "{error}");
+    let mut rng = fastrand::Rng::with_seed(2);
+    let whole: Bytes = std::iter::repeat_with(|| rng.u8(..))
+        .take(1_000_000)
+        .collect();
+    store.put("parts", whole.clone()).await.unwrap();
+    let all = whole.len() as u64;
+    let mut ranges = vec![
+        (0, 1),
+        (0, all),
+        (0, all - 1),
+        (0, all + 1),
+        (1, all),
+        (65_535, 65_538),
+        (all - 1, 1),
+        (all - 1, MAX_OBJECT),
+        (all, 1),
+        (all + 1, 1),
+        (all, MAX_OBJECT),
+        (u64::MAX - 1, 1),
+    ];
+    ranges.extend((0..20).map(|_| (rng.u64(0..all), rng.u64(1..all))));
+    for (offset, length) in ranges {
+        let part = store.get_range("parts", offset, length).await.unwrap();
+        let within = |at: u64| at.min(all) as usize;
+        let expected = &whole[within(offset)..within(offset.saturating_add(length))];
+        assert!(part == expected, "{length} bytes from {offset} on");
+    }
+    store.delete("parts").await.unwrap();
+    let error = store.get_range("parts", 0, 1).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound, "{error}");
+}
+
+async fn what_is_there_is_not_created(store: &dyn ObjectStore) {
+    // Large ones too: the answer may come while the body is still being sent.
+    for length in [1, 300_000, MAX_OBJECT as usize] {
+        let first = Bytes::from(vec![1; length]);
+        let second = Bytes::from(vec![2; length]);
+        assert!(store.put_new("new/a", first.clone()).await.unwrap());
+        for other in [&second, &first] {
+            assert!(!store.put_new("new/a", other.clone()).await.unwrap());
+        }
+        assert!(store.get("new/a").await.unwrap() == first, "{length} bytes");
+        // It is an object like any other.
+        store.put("new/a", second.clone()).await.unwrap();
+        assert!(!store.put_new("new/a", first).await.unwrap());
+        assert!(store.get("new/a").await.unwrap() == second);
+        store.delete("new/a").await.unwrap();
+    }
 }
 
 async fn different_names_at_once(store: &dyn ObjectStore) {
@@ -318,6 +384,24 @@ async fn directory() {
     contract(&DirStore::new(&path, "box", MAX_OBJECT).unwrap()).await;
     let other = DirStore::new(&path, "box", MAX_OBJECT).unwrap();
     assert!(other.metadata().await.unwrap().is_empty());
+    let stores = [0, 1, 2, 3].map(|_| DirStore::new(&path, "box", MAX_OBJECT).unwrap());
+    for store in &stores {
+        // The first write of each cleans up, which could disturb the others.
+        store.put("race", Bytes::from("x")).await.unwrap();
+    }
+    for round in 0..50 {
+        let name = format!("race/{round}");
+        let racing = stores.iter().zip(["a", "b", "c", "d"]);
+        let racing = racing.map(|(store, body)| store.put_new(&name, Bytes::from(body)));
+        let made = join_all(racing).await.into_iter().map(Result::unwrap);
+        let made: Vec<bool> = made.collect();
+        assert_eq!(made.iter().filter(|made| **made).count(), 1, "{made:?}");
+        let winner = made.iter().position(|made| *made).unwrap();
+        assert_eq!(
+            other.get(&name).await.unwrap(),
+            ["a", "b", "c", "d"][winner]
+        );
+    }
     let left = std::fs::read_dir(path.join("box/tmp")).unwrap().count();
     assert_eq!(left, 0, "files left in tmp");
 }

@@ -37,6 +37,8 @@ async fn a_damaged_file_is_never_read_as_data() {
         let error = store.get("a/b").await.unwrap_err();
         assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
         assert!(error.to_string().starts_with("GET box/a/b: "), "{error}");
+        let error = store.get_range("a/b", 0, 2).await.unwrap_err();
+        assert_eq!(error.kind, ErrorKind::Corrupt, "{error}");
     }
     // Under another object's name it is not that object.
     fs::write(container.join("objects/c.obj"), &whole).unwrap();
@@ -71,6 +73,8 @@ async fn a_directory_that_went_away_is_no_empty_container() {
         store.get("a/b").await.map(drop),
         store.put("a/b", Bytes::from("x")).await,
         store.put("new", Bytes::from("x")).await,
+        store.put_new("new", Bytes::from("x")).await.map(drop),
+        store.get_range("a/b", 0, 1).await.map(drop),
         store.delete("a/b").await,
         store.list("", "", 1).await.map(drop),
         store.set_metadata(&changes).await,

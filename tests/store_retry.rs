@@ -79,12 +79,44 @@ async fn an_absent_object_is_an_answer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_absent_object_is_an_answer_to_a_request_for_a_part_too() {
+    let (fake, retry) = live([Step::Fail(ErrorKind::Unavailable)]);
+    let error = retry.get_range("a", 0, 1).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::NotFound);
+    retry.put("a", A).await.unwrap();
+    fake.then(Step::Fail(ErrorKind::Corrupt));
+    assert_eq!(retry.get_range("a", 0, 9).await.unwrap(), A);
+    assert_eq!(fake.requests(), 5);
+}
+
+#[tokio::test(start_paused = true)]
+async fn creating_is_repeated_and_may_find_its_own_object() {
+    let (fake, retry) = live([Step::Fail(ErrorKind::Unavailable)]);
+    assert!(retry.put_new("a", A).await.unwrap());
+    assert!(!retry.put_new("a", B).await.unwrap());
+    assert_eq!(fake.object("a"), Some(A));
+    // The first attempt's answer is lost, and it lands before the second comes.
+    let (fake, retry) = live([Step::LandLate(Duration::ZERO)]);
+    assert!(!retry.put_new("a", A).await.unwrap());
+    assert_eq!((fake.object("a"), fake.requests()), (Some(A), 2));
+    // Nor does it land on what was written later.
+    let (fake, retry) = live([Step::LandLate(25 * SECOND)]);
+    assert!(retry.put_new("a", A).await.unwrap());
+    retry.put("a", B).await.unwrap();
+    sleep(100 * SECOND).await;
+    assert_eq!(fake.object("a"), Some(B));
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_no_store_takes_never_waits() {
     let (fake, retry) = live([]);
     for error in [
         retry.put("a", Bytes::new()).await.unwrap_err(),
         retry.put("a//b", A).await.unwrap_err(),
         retry.get("").await.unwrap_err(),
+        retry.put_new("a", Bytes::new()).await.unwrap_err(),
+        retry.get_range("a", 0, 0).await.unwrap_err(),
+        retry.get_range("a", u64::MAX, 1).await.unwrap_err(),
         retry.list("", "", 0).await.unwrap_err(),
     ] {
         assert_eq!(error.kind, ErrorKind::Invalid);

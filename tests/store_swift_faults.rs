@@ -227,6 +227,96 @@ async fn bodies_that_are_not_what_was_stored() {
     }
 }
 
+/// Bytes 2 and 3 of [`BODY`].
+const PART: (&str, &str) = ("Content-Range", "bytes 2-3/6");
+
+#[tokio::test]
+async fn a_part_is_asked_of_any_replica() {
+    let (server, store) = with_objects(|_| reply(206, &[PART], b"bo")).await;
+    assert_eq!(store.get_range("a/b", 2, 2).await.unwrap(), "bo");
+    let seen = server.seen.lock().unwrap().clone();
+    assert_eq!(seen[1].path, "/v1/AUTH_test/box/a/b");
+    assert_eq!(seen[1].header("range"), Some("bytes=2-3"));
+    assert_eq!(seen[1].header("x-newest"), None);
+    let error = store.get_range("a/b", 0, MAX_OBJECT + 1).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    assert_eq!(server.count("GET"), 1);
+}
+
+#[tokio::test]
+async fn parts_that_are_not_what_was_asked_for() {
+    use ErrorKind::*;
+    type Make = fn() -> Answer;
+    let cases: [(&str, ErrorKind, Make); 12] = [
+        ("empty", Corrupt, || reply(206, &[PART], b"")),
+        ("too short", Corrupt, || reply(206, &[PART], b"b")),
+        ("too long", Corrupt, || reply(206, &[PART], b"bod")),
+        ("no place", Corrupt, || reply(206, &[], b"bo")),
+        ("another place", Corrupt, || {
+            reply(206, &[("Content-Range", "bytes 0-1/6")], b"a ")
+        }),
+        ("several parts", Corrupt, || {
+            let headers = [("Content-Type", "multipart/byteranges; boundary=x")];
+            reply(206, &headers, b"--x--")
+        }),
+        ("an end that is none", Corrupt, || {
+            reply(416, &[("Content-Range", "bytes */6")], b"")
+        }),
+        ("an end without a length", Corrupt, || reply(416, &[], b"")),
+        ("all of it", Invalid, || {
+            reply(200, &[("Etag", BODY_MD5)], BODY)
+        }),
+        ("closed midway", Unavailable, || {
+            let headers = [PART, ("Content-Length", "2")];
+            Answer::SendAndClose(bytes_of(206, &headers, b"b"))
+        }),
+        ("stopped midway", Unavailable, || {
+            reply(206, &[PART, ("Content-Length", "2")], b"b")
+        }),
+        ("overload", Unavailable, || reply(503, &[], b"")),
+    ];
+    for (what, kind, answer) in cases {
+        let (_server, store) = with_objects(move |_| answer()).await;
+        let error = store.get_range("a/b", 2, 2).await.unwrap_err();
+        assert_eq!(checked(error).kind, kind, "{what}");
+    }
+}
+
+#[tokio::test]
+async fn creating_succeeds_only_with_201() {
+    let (server, store) = with_objects(|seen| match seen.path.ends_with("/a") {
+        true => reply(201, &[("Etag", BODY_MD5)], b""),
+        false => reply(412, &[], b"<html></html>"),
+    })
+    .await;
+    let body = Bytes::from_static(BODY);
+    assert!(store.put_new("a", body.clone()).await.unwrap());
+    assert!(!store.put_new("b", body.clone()).await.unwrap());
+    // Without the condition that is no answer.
+    let error = store.put("b", body.clone()).await.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Invalid);
+    let seen = server.seen.lock().unwrap().clone();
+    let asked = seen[1..].iter().map(|seen| seen.header("if-none-match"));
+    assert_eq!(asked.collect::<Vec<_>>(), [Some("*"), Some("*"), None]);
+    assert_eq!(seen[1].header("etag"), Some(BODY_MD5));
+    assert_eq!(seen[1].body, BODY);
+
+    use ErrorKind::*;
+    for (status, kind, lingers) in [
+        (200, Invalid, REQUEST_LIFETIME),
+        (202, Superseded, ZERO),
+        (404, Unavailable, ZERO),
+        (409, Superseded, ZERO),
+        (422, Corrupt, ZERO),
+        (503, Unavailable, CLOCK_SKEW),
+        (504, Unavailable, REQUEST_LIFETIME),
+    ] {
+        let (_server, store) = with_objects(move |_| reply(status, &[], b"")).await;
+        let error = store.put_new("a", body.clone()).await.unwrap_err();
+        assert_eq!((error.kind, error.lingers), (kind, lingers), "{status}");
+    }
+}
+
 #[tokio::test]
 async fn no_answer_leaves_a_write_of_unknown_fate() {
     type Make = fn() -> Answer;
@@ -410,6 +500,8 @@ async fn a_404_is_absence_only_if_the_container_is_there() {
         .await;
         let store = store(server.auth_url());
         assert_eq!(get(&store).await.unwrap_err().kind, on_get, "{status}");
+        let part = store.get_range("a/b", 2, 2).await.map_err(checked);
+        assert_eq!(part.unwrap_err().kind, on_get, "{status}");
         assert_eq!(put(&store).await.unwrap_err().kind, on_put, "{status}");
         let deleted = delete(&store).await.map_err(|error| error.kind);
         match status {

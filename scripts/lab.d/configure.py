@@ -173,15 +173,18 @@ def main(directory):
 
     os.makedirs(etc, exist_ok=True)
     write("swift.conf", SWIFT)
-    proxy = PROXY.format(port=ports["proxy"], memcached=ports["memcached"], **common)
+    filters = ""
     for name, egg in FILTERS.items():
-        proxy += f"\n[filter:{name}]\nuse = egg:swift#{egg}\n"
+        filters += f"\n[filter:{name}]\nuse = egg:swift#{egg}\n"
     if "keystone" in ports:
-        proxy = proxy.replace(" tempauth ", " authtoken keystoneauth tempauth ")
-        proxy += KEYSTONE_FILTERS.format(keystone=ports["keystone"], **common)
+        filters += KEYSTONE_FILTERS.format(keystone=ports["keystone"], **common)
         write("keystone.conf", KEYSTONE.format(**common))
         write("gunicorn.py", GUNICORN.format(keystone=ports["keystone"], **common))
-    write("proxy.conf", proxy)
+    for name in filter(lambda name: name.startswith("proxy"), ports):
+        proxy = PROXY.format(port=ports[name], memcached=ports["memcached"], **common)
+        if "keystone" in ports:
+            proxy = proxy.replace(" tempauth ", " authtoken keystoneauth tempauth ")
+        write(name + ".conf", proxy + filters)
 
     for kind in KINDS:
         # 16 partitions; one device a replica, so there are no handoffs.

@@ -94,7 +94,7 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
 pub fn image(volume: &Volume, error: &ImageError) -> Error {
     match error {
         ImageError::Store(error) => store(volume, error),
-        ImageError::Damaged(_) | ImageError::Closed => {
+        ImageError::Damaged(_) | ImageError::Superseded(_) | ImageError::Closed => {
             Error::failed(format!("volume {}: {error}", volume.name))
         }
     }

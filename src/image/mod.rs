@@ -1,8 +1,8 @@
 //! A volume's content as one range of bytes.
 //!
 //! Knows: byte ranges, dirty data, the volume formats. Does not know: NBD,
-//! errnos, HTTP, devices. Each format is a module: [`objects`] is
-//! format 1, [`log`] is format 2.
+//! errnos, HTTP, devices. Each format is a module: [`objects`] is format 1, [`log`]
+//! format 2.
 
 pub mod log;
 pub mod objects;
@@ -101,6 +101,34 @@ pub struct Stats {
     pub dirty_bytes: u64,
     /// Bytes of clean data held in memory.
     pub cached_bytes: u64,
+    /// What only a volume of format 2 has.
+    #[serde(default)]
+    pub log: Option<LogStats>,
+}
+
+/// Figures of a running volume of format 2.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LogStats {
+    /// The number of this attachment.
+    pub epoch: u32,
+    /// The number of its newest durable checkpoint.
+    pub root: u32,
+    /// Whether the volume is encrypted.
+    pub encrypted: bool,
+    /// Bytes of the device that hold data.
+    pub live_bytes: u64,
+    /// Bytes of the objects that hold it, and of the map.
+    pub stored_bytes: u64,
+    /// How many segments there are.
+    pub segments: u64,
+    /// How many objects the map takes.
+    pub map_objects: u64,
+    /// Age of the oldest write that is not durable yet, in seconds.
+    pub seconds_behind: u64,
+    /// Bytes that the collector copied since the attach.
+    pub collected_bytes: u64,
+    /// Objects that were deleted since the attach.
+    pub deleted_objects: u64,
 }
 
 /// A request to an image that failed.
@@ -112,6 +140,9 @@ pub enum ImageError {
     /// What the store returned is not what a volume of this format holds.
     #[error("{0}")]
     Damaged(String),
+    /// Somebody else attached the volume: it is no longer ours.
+    #[error("{0}")]
+    Superseded(String),
     /// The image was closed.
     #[error("the volume is closed")]
     Closed,

@@ -56,6 +56,26 @@ pub(super) fn put(container: &str, object: &str, body: &[u8]) -> Result<(), Stor
     Ok(())
 }
 
+/// Refuses a part of an object that is none, or longer than `most` bytes.
+pub(super) fn range(
+    container: &str,
+    object: &str,
+    offset: u64,
+    length: u64,
+    most: u64,
+) -> Result<(), StoreError> {
+    name("GET", container, object)?;
+    let detail = if length == 0 || length > most {
+        format!("a length of {length} bytes is not between 1 and {most}")
+    } else if offset.checked_add(length).is_none() {
+        format!("{length} bytes from {offset} on end behind every object")
+    } else {
+        return Ok(());
+    };
+    let target = target(container, object);
+    Err(StoreError::new(ErrorKind::Invalid, "GET", target, detail))
+}
+
 /// Refuses a container name that is not one, or that could not be a directory.
 pub(super) fn container(name: &str) -> Result<(), StoreError> {
     let fault = if matches!(name, "" | "." | "..") {

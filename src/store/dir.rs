@@ -9,23 +9,24 @@
 //! PATH/CONTAINER/tmp/             files under way, each locked by its writer
 //! ```
 //! The suffixes keep the objects `a` and `a/b` apart, which a file system would
-//! not. An object is written to `tmp`, synced, renamed to its place, and the
-//! directory synced; a crash leaves the old one or the new one, and at most a
-//! file in `tmp` that nobody reads and the next writer removes. Its file is the
-//! body and a trailer with a checksum (see `files`).
+//! not. An object is written to `tmp`, synced, renamed to its place (linked, if it
+//! must not replace another), and the directory synced; a crash leaves the old one
+//! or the new one, and at most a file in `tmp` that nobody reads and the next writer
+//! removes. Its file is the body and a trailer with a checksum (see `files`).
 //!
 //! A directory that is not there (not mounted) is never made except by
 //! `create`, and never reads as a container without objects.
 
 mod files;
 mod listing;
+mod object;
 
 use std::collections::HashSet;
 use std::fs;
 use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{Arc, Mutex, Once};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,7 +34,6 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use self::files::{Damage, ReadError};
 use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 
 const DIRECTORY: &str = ".dir";
@@ -108,12 +108,12 @@ impl DirStore {
     }
 
     /// Runs a write of this name after every earlier one.
-    async fn write(
+    async fn write<T: Send + 'static>(
         &self,
         operation: &'static str,
         name: &str,
-        work: impl FnOnce(&Inner) -> Result<(), StoreError> + Send + 'static,
-    ) -> Result<(), StoreError> {
+        work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+    ) -> Result<T, StoreError> {
         let hash = BuildHasherDefault::<DefaultHasher>::default().hash_one(name);
         let lock = &self.inner.locks[hash as usize % LOCKS];
         let held = lock.clone().lock_owned().await;
@@ -123,70 +123,20 @@ impl DirStore {
         })
         .await
     }
+
+    /// Refuses a body that is none, or too long.
+    fn check_put(&self, name: &str, body: &[u8]) -> Result<(), StoreError> {
+        let (container, most) = (&self.inner.name, self.inner.max_object);
+        check::put(container, name, body)?;
+        if body.len() as u64 <= most {
+            return Ok(());
+        }
+        let detail = format!("{} bytes are more than {most}", body.len());
+        Err(self.inner.error(ErrorKind::Invalid, "PUT", name, detail))
+    }
 }
 
 impl Inner {
-    fn get(&self, name: &str) -> Result<Bytes, StoreError> {
-        let path = self.path("GET", name)?;
-        let damaged = |detail: String| self.error(ErrorKind::Corrupt, "GET", name, detail);
-        files::read(&path, name, self.max_object).map_err(|error| match error {
-            ReadError::Io(error) if error.kind() == io::ErrorKind::NotFound => {
-                match self.exists("GET", name) {
-                    Ok(()) => self.error(
-                        ErrorKind::NotFound,
-                        "GET",
-                        name,
-                        "the object does not exist",
-                    ),
-                    Err(error) => error,
-                }
-            }
-            // One bad sector must not stop everything else by waiting for it.
-            ReadError::Io(error) if error.raw_os_error() == Some(Errno::EIO as i32) => {
-                damaged(format!("{}: {error}", path.display()))
-            }
-            ReadError::Io(error) => self.failed("GET", name, &path, error),
-            ReadError::Damaged(Damage(detail)) => damaged(format!("{}: {detail}", path.display())),
-        })
-    }
-
-    fn put(&self, name: &str, body: &[u8]) -> Result<(), StoreError> {
-        let path = self.path("PUT", name)?;
-        let tmp = self.container.join("tmp");
-        self.cleaned.call_once(|| files::clean(&tmp));
-        let stored = self
-            .make_parents(&path)
-            .and_then(|()| files::replace(&tmp, &path, &[body, &files::trailer(name, body)]));
-        stored.map_err(|error| {
-            if error.kind() == io::ErrorKind::NotFound {
-                self.known().clear();
-                if let Err(error) = self.exists("PUT", name) {
-                    return error;
-                }
-            }
-            self.failed("PUT", name, &path, error)
-        })
-    }
-
-    fn delete(&self, name: &str) -> Result<(), StoreError> {
-        let path = self.path("DELETE", name)?;
-        let removed = fs::remove_file(&path);
-        let parent = path.parent().unwrap_or(&self.container);
-        let absent = match removed {
-            Ok(()) => false,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                self.exists("DELETE", name)?;
-                true
-            }
-            Err(error) => return Err(self.failed("DELETE", name, &path, error)),
-        };
-        // Also when it was absent: an earlier attempt may have failed here.
-        match files::sync_directory(parent) {
-            Err(error) if absent && error.kind() == io::ErrorKind::NotFound => Ok(()),
-            done => done.map_err(|error| self.failed("DELETE", name, parent, error)),
-        }
-    }
-
     fn list(&self, after: &str, before: &str, limit: usize) -> Result<Vec<Listed>, StoreError> {
         self.exists("list", "")?;
         let objects = self.container.join("objects");
@@ -291,48 +241,6 @@ impl Inner {
         }
     }
 
-    /// The directories that this object's file is in, made and durable.
-    fn make_parents(&self, path: &Path) -> io::Result<()> {
-        let objects = self.container.join("objects");
-        let Some(parent) = path.parent() else {
-            return Ok(());
-        };
-        if parent == objects || self.known().contains(parent) {
-            return Ok(());
-        }
-        self.make_parents(parent)?;
-        files::make_directory(parent)?;
-        let mut known = self.known();
-        if known.len() >= MAX_KNOWN {
-            known.clear();
-        }
-        known.insert(parent.to_owned());
-        Ok(())
-    }
-
-    fn known(&self) -> MutexGuard<'_, HashSet<PathBuf>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Where this object's file is.
-    fn path(&self, operation: &'static str, name: &str) -> Result<PathBuf, StoreError> {
-        let mut path = self.container.join("objects");
-        let mut parts = name.split('/').peekable();
-        while let Some(part) = parts.next() {
-            let suffix = match parts.peek() {
-                Some(_) => DIRECTORY,
-                None => OBJECT,
-            };
-            let file = format!("{part}{suffix}");
-            if file.len() > 255 {
-                let detail = "a part of the name is longer than 251 bytes, the most in a directory";
-                return Err(self.error(ErrorKind::Invalid, operation, name, detail));
-            }
-            path.push(file);
-        }
-        Ok(path)
-    }
-
     fn failed(
         &self,
         operation: &'static str,
@@ -371,18 +279,25 @@ impl ObjectStore for DirStore {
         self.blocking("GET", move |inner| inner.get(&name)).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        let most = self.inner.max_object;
+        check::range(&self.inner.name, name, offset, length, most)?;
+        let name = name.to_owned();
+        self.blocking("GET", move |inner| inner.get_range(&name, offset, length))
+            .await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
-        check::put(&self.inner.name, name, &body)?;
-        if body.len() as u64 > self.inner.max_object {
-            let detail = format!(
-                "{} bytes are more than {}",
-                body.len(),
-                self.inner.max_object
-            );
-            return Err(self.inner.error(ErrorKind::Invalid, "PUT", name, detail));
-        }
+        self.check_put(name, &body)?;
         let owned = name.to_owned();
         self.write("PUT", name, move |inner| inner.put(&owned, &body))
+            .await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.check_put(name, &body)?;
+        let owned = name.to_owned();
+        self.write("PUT", name, move |inner| inner.put_new(&owned, &body))
             .await
     }
 

@@ -137,10 +137,28 @@ impl ObjectStore for MemoryStore {
         .ok_or_else(|| self.error(ErrorKind::NotFound, "GET", name))
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        check::range(&self.container, name, offset, length, u64::MAX)?;
+        let body = self.get(name).await?;
+        let within = |at: u64| at.min(body.len() as u64) as usize;
+        Ok(body.slice(within(offset)..within(offset + length)))
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         check::put(&self.container, name, &body)?;
         self.with("PUT", name, |container| {
             container.objects.insert(name.to_owned(), body);
+        })
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        check::put(&self.container, name, &body)?;
+        self.with("PUT", name, |container| {
+            let absent = !container.objects.contains_key(name);
+            if absent {
+                container.objects.insert(name.to_owned(), body);
+            }
+            absent
         })
     }
 

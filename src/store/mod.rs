@@ -24,6 +24,11 @@ use md5::{Digest, Md5};
 /// The most names that [`ObjectStore::delete_many`] takes; Swift's own limit.
 pub const MAX_TOGETHER: usize = 10_000;
 
+/// The most bytes that a volume's store takes or gives as one body, whatever its
+/// format: so much may an answer make us allocate. Format 1's largest objects are
+/// as large; those of format 2 stay under 64 MiB.
+pub const MAX_BODY: u64 = 256 << 20;
+
 /// A container's own metadata: names in lower case without Swift's
 /// `X-Container-Meta-` prefix (`swiftnbd-version`), values as they are.
 pub type Metadata = BTreeMap<String, String>;
@@ -42,7 +47,7 @@ pub struct Listed {
 /// Names are UTF-8, 1 to 1024 bytes, without NUL and with no empty, `.` or `..`
 /// part between slashes; anything else is [`ErrorKind::Invalid`], in every
 /// store. Every method may be called from many tasks at once, except that a
-/// caller never has two writes (`put`, `delete`) of one name under way.
+/// caller never has two writes (`put`, `put_new`, `delete`) of one name under way.
 ///
 /// A write whose future is dropped may take effect or not, for as long as
 /// [`linger`](ObjectStore::linger) says.
@@ -52,10 +57,28 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// length and checksum verified. [`ErrorKind::NotFound`] if there is none.
     async fn get(&self, name: &str) -> Result<Bytes, StoreError>;
 
+    /// The bytes from `offset` on, `length` of them, of an object that is never
+    /// overwritten: any replica will do. Fewer only where the object ends before,
+    /// none at its end or behind it. `length` is at least 1 and at most what the
+    /// store takes as a body. Their number is checked, what is in them is not: the
+    /// object's checksum is that of its whole body. [`ErrorKind::NotFound`] if
+    /// there is none, or if those replicas that answered do not have it yet.
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError>;
+
     /// Stores the object, replacing what was there. `Ok` means durable. The
     /// body is never empty: an object is written or deleted, and an empty body
     /// is how some servers show a broken one.
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError>;
+
+    /// Stores the object as [`put`](ObjectStore::put) does, but only if there is no
+    /// object of that name. True: this body is stored, and durable. False: nothing
+    /// was stored, an object is there already, perhaps not durably.
+    ///
+    /// True is no proof of having been the only one: in Swift two that race can
+    /// both be told so, and the later one's body is what stays. False is no proof
+    /// that somebody else did it: it may have been this very caller, by an earlier
+    /// request whose answer was lost.
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError>;
 
     /// Deletes the object. An object that is absent already is a success.
     async fn delete(&self, name: &str) -> Result<(), StoreError>;

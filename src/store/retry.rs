@@ -21,6 +21,11 @@
 //! attempts within one call send the same bytes, so they need not wait. A call
 //! that is dropped, or ended by its time limit, leaves a write of unknown fate
 //! too. The metadata counts as one name of its own.
+//!
+//! # Creating
+//! A `put_new` that failed may have taken effect, and is repeated all the same:
+//! the repeat then finds its own object and answers false. Callers tell their own
+//! object from another's by its content.
 
 mod outage;
 mod quarantine;
@@ -368,9 +373,23 @@ impl ObjectStore for Retry {
         self.call(Call::Get(name), || self.inner.get(name)).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        check::range("", name, offset, length, u64::MAX)?;
+        self.call(Call::Get(name), || {
+            self.inner.get_range(name, offset, length)
+        })
+        .await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         check::put("", name, &body)?;
         self.call(Call::Write(name), || self.inner.put(name, body.clone()))
+            .await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        check::put("", name, &body)?;
+        self.call(Call::Write(name), || self.inner.put_new(name, body.clone()))
             .await
     }
 

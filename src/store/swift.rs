@@ -8,7 +8,14 @@
 //! says that it holds something newer and stored nothing. A body is right if
 //! its length and its MD5 are those that its head promises; Swift may send the
 //! right ETag with no bytes at all. Every object is read with `X-Newest`, which
-//! asks all replicas that can be reached.
+//! asks all replicas that can be reached; a part of one is not, since it is asked
+//! for only of objects that are never overwritten. A part has no checksum: its
+//! place (Content-Range) and its length are what can be checked.
+//!
+//! A PUT with `If-None-Match: *` is answered 412 if any replica that was asked
+//! has such an object. The replicas look when the request arrives and store when
+//! its body has come: of two that race both may be answered 201, and the one with
+//! the newer timestamp stays.
 //!
 //! # What a 404 proves
 //! By itself, nothing. A proxy that cannot find the container's record (its
@@ -38,6 +45,7 @@ mod answer;
 mod auth;
 mod bulk;
 mod http;
+mod object;
 mod request;
 mod rounds;
 mod tls;
@@ -49,7 +57,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::HeaderMap;
 use reqwest::{Method, Response};
 
 pub use self::auth::Account;
@@ -203,30 +211,6 @@ impl SwiftStore {
         }
     }
 
-    /// The answer to a request for an object's newest version, if it is there.
-    async fn newest(&self, method: Method, name: &str) -> Result<(Request, Response), StoreError> {
-        let mut request = self.object(method, name);
-        let newest = HeaderName::from_static("x-newest");
-        request
-            .headers
-            .insert(newest, HeaderValue::from_static("true"));
-        let reply = self.send(&request).await?;
-        match reply.status().as_u16() {
-            200 => Ok((request, reply)),
-            404 => {
-                http::drain(reply).await;
-                Err(request.error(ErrorKind::NotFound, "the object does not exist"))
-            }
-            _ => Err(finish(&request, reply).await),
-        }
-    }
-
-    async fn md5_once(&self, name: &str) -> Result<[u8; 16], StoreError> {
-        let (request, reply) = self.newest(Method::HEAD, name).await?;
-        let missing = || request.error(ErrorKind::Corrupt, "the answer has no checksum (ETag)");
-        answer::etag(reply.headers()).ok_or_else(missing)
-    }
-
     /// Believes a 404 only once the container was asked for.
     async fn confirmed<T, F>(&self, once: impl Fn() -> F) -> Result<T, StoreError>
     where
@@ -243,20 +227,6 @@ impl SwiftStore {
         }
     }
 
-    async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {
-        let (request, reply) = self.newest(Method::GET, name).await?;
-        let etag = answer::etag(reply.headers());
-        let timeouts = *self.account().timeouts();
-        let received = http::receive(&request, reply, self.max_object, &timeouts).await?;
-        let fault = match etag {
-            Some(etag) if etag == received.md5 => return Ok(received.body),
-            Some(_) => "does not match its checksum (ETag)",
-            None => "came without a checksum (ETag)",
-        };
-        let detail = format!("the body of {} bytes {fault}", received.body.len());
-        Err(request.error(ErrorKind::Corrupt, detail))
-    }
-
     /// Sends a write of an object. `Ok` is an answer with `success`.
     async fn write(&self, request: &Request, success: u16) -> Result<Response, StoreError> {
         let reply = self.send(request).await?;
@@ -264,18 +234,6 @@ impl SwiftStore {
             return Ok(reply);
         }
         Err(finish(request, reply).await)
-    }
-
-    /// What a PUT's 404 means.
-    async fn not_stored(&self, request: &Request) -> StoreError {
-        match self.confirm().await {
-            Ok(_) => request.error(
-                ErrorKind::Unavailable,
-                "404, but the container is there: Swift's account or container servers cannot be reached",
-            ),
-            Err(error) if error.kind == ErrorKind::NoContainer => no_container(request),
-            Err(error) => error,
-        }
     }
 
     /// Sends a write of the container itself.
@@ -325,35 +283,18 @@ impl ObjectStore for SwiftStore {
         self.confirmed(|| self.md5_once(name)).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        check::range(&self.container, name, offset, length, self.max_object)?;
+        self.confirmed(|| self.get_range_once(name, offset, length))
+            .await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
-        check::put(&self.container, name, &body)?;
-        let mut request = self.object(Method::PUT, name);
-        if body.len() as u64 > self.max_object {
-            let detail = format!("{} bytes are more than {}", body.len(), self.max_object);
-            return Err(request.error(ErrorKind::Invalid, detail));
-        }
-        let md5 = http::md5(&body).await;
-        let etag = HeaderValue::try_from(answer::hex(md5))
-            .map_err(|_| request.error(ErrorKind::Invalid, "the checksum is not a header"))?;
-        let plain = HeaderValue::from_static("application/octet-stream");
-        request.headers = HeaderMap::from_iter([(ETAG, etag), (CONTENT_TYPE, plain)]);
-        request.body = body;
-        let reply = match self.write(&request, 201).await {
-            Ok(reply) => reply,
-            Err(error) if error.kind == ErrorKind::NotFound => {
-                return Err(self.not_stored(&request).await);
-            }
-            Err(error) => return Err(error),
-        };
-        let stored = answer::etag(reply.headers());
-        http::drain(reply).await;
-        if stored.is_some_and(|stored| stored != md5) {
-            return Err(StoreError {
-                lingers: CLOCK_SKEW,
-                ..request.error(ErrorKind::Corrupt, "Swift stored something else (ETag)")
-            });
-        }
-        Ok(())
+        self.upload(name, body, false).await.map(drop)
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.upload(name, body, true).await
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {

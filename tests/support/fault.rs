@@ -1,20 +1,34 @@
 //! A store that wraps another and fails as a Swift cluster does, by a seed.
 //!
 //! A request is a task of its own, as a request in a network is: it arrives at
-//! one of two proxies, gets a timestamp from that proxy's clock, is applied if no
-//! newer timestamp was (else 202), and is answered. Each of these may take long
-//! or not happen. The caller may give up or die meanwhile; the request goes on.
-//! This is where answers get lost, old writes land late, and clocks disagree.
+//! one of two proxies, gets a timestamp from that proxy's clock, is applied unless
+//! something newer was (else 202, or 201 and discarded if it was overtaken on its
+//! way), and is answered. Each of these may take long or not happen. The caller may
+//! give up or die meanwhile; the request goes on. This is where answers get lost,
+//! old writes land late, replicas differ, and clocks disagree ([`world`]).
+//!
+//! A [`FaultStore`] is the cluster as one process sees it. Its clones are the same
+//! process; [`FaultStore::another`] is another one, on the same cluster.
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+mod counts;
+mod fate;
+mod world;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use swiftnbd::store::{ErrorKind, Listed, Metadata, ObjectStore, StoreError};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout};
+
+pub use self::counts::Counts;
+use self::fate::Answer;
+pub use self::fate::Faults;
+use self::world::{Done, World, Write};
 
 /// How long a request may be on its way, whoever still waits for it.
 pub const LIFETIME: Duration = Duration::from_secs(30);
@@ -23,167 +37,117 @@ pub const SKEW: Duration = Duration::from_secs(5);
 /// When a caller gives up waiting for an answer.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How often things go wrong, in requests of a thousand each.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Faults {
-    /// Refused before anything happened.
-    pub refused: u32,
-    /// Answered 503 with no effect.
-    pub unavailable: u32,
-    /// Answered 503, and applied all the same, at some time within the lifetime.
-    pub late: u32,
-    /// Applied, now or at some time within the lifetime, and never answered.
-    pub unanswered: u32,
-    /// Damaged on the way: refused when stored, noticed when read.
-    pub corrupt: u32,
-    /// Slow by seconds.
-    pub slow: u32,
-    /// Answered 202 for no reason that shows, not stored.
-    pub superseded: u32,
-}
-
-impl Faults {
-    /// A cluster on a bad day; `level` 0 is a good one.
-    pub fn level(level: u32) -> Faults {
-        let often = [0, 10, 60, 150][level as usize % 4];
-        Faults {
-            refused: often,
-            unavailable: often,
-            late: often / 2,
-            unanswered: often / 2,
-            corrupt: often / 3,
-            slow: often,
-            superseded: often / 4,
-        }
-    }
-}
-
 /// See the module's documentation.
 #[derive(Debug, Clone)]
 pub struct FaultStore {
     world: Arc<World>,
+    process: Arc<Process>,
 }
 
-#[derive(Debug)]
-struct World {
-    inner: Arc<dyn ObjectStore>,
-    rng: Mutex<fastrand::Rng>,
-    faults: Mutex<Faults>,
-    /// The timestamp of the newest write of each name, in microseconds.
-    newest: Mutex<HashMap<String, u64>>,
-    started: Instant,
-    skews: [Duration; 2],
-    /// Everything is refused: the cluster is down.
-    down: AtomicBool,
-}
-
-/// What a write does, decided before it starts.
-#[derive(Debug, Clone, Copy)]
-struct Fate {
-    arrives: Option<Duration>,
-    applied_after: Option<Duration>,
-    answer: Answer,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Answer {
-    Truth,
-    Refused,
-    Unavailable,
-    Corrupt,
-    Superseded,
-    None,
+/// Who sends requests.
+#[derive(Debug, Default)]
+struct Process {
+    dead: watch::Sender<bool>,
+    /// The network between it and the cluster is down.
+    cut: AtomicBool,
+    requests: AtomicU64,
+    /// The number of the request at which it dies; 0: none.
+    dies_at: AtomicU64,
 }
 
 impl FaultStore {
     /// Wraps `inner`, which never fails by itself. Within a tokio runtime.
     pub fn new(inner: Arc<dyn ObjectStore>, faults: Faults, seed: u64) -> FaultStore {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let skews = [Duration::ZERO, SKEW.mul_f64(rng.f64() * 0.99)];
         FaultStore {
-            world: Arc::new(World {
-                inner,
-                rng: Mutex::new(rng),
-                faults: Mutex::new(faults),
-                newest: Mutex::default(),
-                started: Instant::now(),
-                skews,
-                down: AtomicBool::new(false),
-            }),
+            world: Arc::new(World::new(inner, faults, seed)),
+            process: Arc::default(),
         }
     }
 
     /// From now on it fails this often.
     pub fn set_faults(&self, faults: Faults) {
-        *self.world.faults.lock().unwrap() = faults;
+        self.world.set_faults(faults);
     }
 
     /// Takes the cluster down or up again.
     pub fn set_down(&self, down: bool) {
-        self.world.down.store(down, Ordering::SeqCst);
+        self.world.set_down(down);
     }
 
-    fn fate(&self) -> Fate {
-        let world = &self.world;
-        let mut rng = world.rng.lock().unwrap();
-        let faults = *world.faults.lock().unwrap();
-        let millis = |rng: &mut fastrand::Rng, most: u64| Duration::from_millis(rng.u64(0..most));
-        let lifetime = LIFETIME.as_millis() as u64;
-        let quick = (Some(millis(&mut rng, 20)), Some(millis(&mut rng, 20)));
-        let mut dice = rng.u32(0..1000);
-        let mut hit = |often: u32| {
-            let hit = dice < often;
-            dice = if hit {
-                u32::MAX
-            } else {
-                dice.saturating_sub(often)
-            };
-            hit
-        };
-        let fate = |(arrives, applied_after), answer| Fate {
-            arrives,
-            applied_after,
-            answer,
-        };
-        if world.down.load(Ordering::SeqCst) || hit(faults.refused) {
-            return fate((None, None), Answer::Refused);
+    /// Cuts this process off from the cluster, or lets it in again. Requests that
+    /// were sent before go on.
+    pub fn set_cut(&self, cut: bool) {
+        self.process.cut.store(cut, Ordering::SeqCst);
+    }
+
+    /// Another process on the same cluster.
+    pub fn another(&self) -> FaultStore {
+        FaultStore {
+            world: Arc::clone(&self.world),
+            process: Arc::default(),
         }
-        if hit(faults.unavailable) {
-            return fate((quick.0, None), Answer::Unavailable);
+    }
+
+    /// The process dies: none of its calls returns any more, and nothing more is
+    /// sent. What was sent goes on, and may land later.
+    pub fn crash(&self) {
+        self.process.dead.send_replace(true);
+    }
+
+    /// This process dies, and another one is on the same cluster.
+    pub fn reborn(&self) -> FaultStore {
+        self.crash();
+        self.another()
+    }
+
+    /// It dies at its `request`-th request from now on (1: the next one), before that
+    /// is sent or just after, as the seed decides.
+    pub fn crash_at(&self, request: u64) {
+        let begun = self.process.requests.load(Ordering::SeqCst);
+        self.process
+            .dies_at
+            .store(begun + request, Ordering::SeqCst);
+    }
+
+    /// Returns when it is dead.
+    pub async fn crashed(&self) {
+        let mut dead = self.process.dead.subscribe();
+        let _ = dead.wait_for(|dead| *dead).await;
+    }
+
+    /// The requests of all processes so far.
+    pub fn counts(&self) -> Counts {
+        self.world.counts()
+    }
+
+    /// The result of a request, for as long as its process lives.
+    async fn request<T>(&self, work: impl Future<Output = T>) -> T {
+        let process = &self.process;
+        let number = process.requests.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut work = pin!(work);
+        if number == process.dies_at.load(Ordering::SeqCst) {
+            if self.world.coin() {
+                let _ = futures_util::poll!(&mut work);
+            }
+            self.crash();
         }
-        if hit(faults.late) {
-            return fate(
-                (quick.0, Some(millis(&mut rng, lifetime))),
-                Answer::Unavailable,
-            );
+        tokio::select! {
+            biased;
+            () = self.crashed() => std::future::pending().await,
+            done = work => done,
         }
-        if hit(faults.unanswered) {
-            let applied = rng.bool().then(|| millis(&mut rng, 20));
-            return fate((Some(millis(&mut rng, lifetime)), applied), Answer::None);
-        }
-        if hit(faults.corrupt) {
-            return fate((quick.0, None), Answer::Corrupt);
-        }
-        if hit(faults.superseded) {
-            return fate((quick.0, None), Answer::Superseded);
-        }
-        if hit(faults.slow) {
-            return fate((Some(millis(&mut rng, lifetime)), quick.1), Answer::Truth);
-        }
-        fate(quick, Answer::Truth)
     }
 
     async fn write(
         &self,
         operation: &'static str,
         name: &str,
-        body: Option<Bytes>,
-    ) -> Result<(), StoreError> {
-        let fate = self.fate();
-        let proxy = self.world.rng.lock().unwrap().usize(0..2);
+        write: Write,
+    ) -> Result<bool, StoreError> {
+        let (fate, proxy) = self.world.fate_of_write(self.is_cut());
         let task = {
             let (world, name) = (Arc::clone(&self.world), name.to_owned());
-            tokio::spawn(async move { world.perform(fate, proxy, &name, body).await })
+            tokio::spawn(async move { world.perform(fate, proxy, &name, write).await })
         };
         let fail = |kind, detail: &str, lingers| {
             let mut error = StoreError::new(kind, operation, name, detail);
@@ -205,78 +169,130 @@ impl FaultStore {
             }
             _ => {}
         }
-        match (timeout(PATIENCE, task).await, fate.answer) {
-            (Err(_), _) => fail(ErrorKind::Unavailable, "no answer", LIFETIME),
+        let done = match timeout(PATIENCE, task).await {
+            Ok(done) => done.expect("the request's task ends well"),
+            Err(_) => return fail(ErrorKind::Unavailable, "no answer", LIFETIME),
+        };
+        match (done, fate.answer) {
             (_, Answer::Corrupt) => fail(ErrorKind::Corrupt, "422", Duration::ZERO),
-            (_, Answer::Superseded) | (Ok(Ok(false)), _) => {
+            (_, Answer::Truncated) => fail(ErrorKind::Unavailable, "499", Duration::ZERO),
+            (Done::Exists, _) => Ok(false),
+            (Done::Unclear, _) => fail(ErrorKind::Unavailable, "503", SKEW),
+            (_, Answer::Superseded) | (Done::Superseded | Done::Nothing, _) => {
                 fail(ErrorKind::Superseded, "202", Duration::ZERO)
             }
-            (Ok(Ok(true)), _) => Ok(()),
-            (Ok(Err(error)), _) => panic!("the request's task failed: {error}"),
+            (Done::Stored, _) => Ok(true),
         }
     }
 
     async fn read_fault(&self, operation: &'static str, name: &str) -> Result<(), StoreError> {
-        let fate = self.fate();
+        let fate = self.world.fate(self.is_cut());
         if let Some(arrives) = fate.arrives {
             sleep(arrives.min(PATIENCE)).await;
         }
         let kind = match fate.answer {
             Answer::Refused => ErrorKind::Unreachable,
-            Answer::Unavailable | Answer::None => ErrorKind::Unavailable,
+            Answer::Unavailable | Answer::None | Answer::Truncated => ErrorKind::Unavailable,
             Answer::Corrupt => ErrorKind::Corrupt,
             Answer::Superseded | Answer::Truth => return Ok(()),
         };
         Err(StoreError::new(kind, operation, name, "injected"))
     }
+
+    fn is_cut(&self) -> bool {
+        self.process.cut.load(Ordering::SeqCst)
+    }
+
+    async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {
+        self.world.count(|counts| counts.get += 1);
+        self.read_fault("GET", name).await?;
+        let body = self.world.newest(name).await;
+        self.world.pause().await;
+        if matches!(body, Ok(Some(_))) && self.world.hit(|faults| faults.false_absence) {
+            return Err(absent(name));
+        }
+        let body = body?.ok_or_else(|| absent(name))?;
+        self.world
+            .count(|counts| counts.bytes_read += body.len() as u64);
+        Ok(body)
+    }
+
+    async fn get_range_once(
+        &self,
+        name: &str,
+        offset: u64,
+        length: u64,
+    ) -> Result<Bytes, StoreError> {
+        assert!(length > 0 && offset.checked_add(length).is_some(), "{name}");
+        self.world.count(|counts| counts.get_range += 1);
+        self.read_fault("GET", name).await?;
+        let body = self.world.plain(name).await;
+        self.world.pause().await;
+        let body = body?.ok_or_else(|| absent(name))?;
+        let within = |at: u64| at.min(body.len() as u64) as usize;
+        let mut part = body.slice(within(offset)..within(offset + length));
+        self.world
+            .count(|counts| counts.bytes_read += part.len() as u64);
+        if !part.is_empty() && self.world.hit(|faults| faults.rotten) {
+            let mut wrong = part.to_vec();
+            let at = self.world.below(wrong.len());
+            wrong[at] ^= 1;
+            part = Bytes::from(wrong);
+        }
+        Ok(part)
+    }
 }
 
-impl World {
-    /// Carries a request through. Whether it was applied.
-    async fn perform(&self, fate: Fate, proxy: usize, name: &str, body: Option<Bytes>) -> bool {
-        let Some(arrives) = fate.arrives else {
-            return false;
-        };
-        sleep(arrives).await;
-        let timestamp = (self.started.elapsed() + self.skews[proxy]).as_micros() as u64;
-        let Some(applied_after) = fate.applied_after else {
-            return false;
-        };
-        sleep(applied_after).await;
-        {
-            let mut newest = self.newest.lock().unwrap();
-            let newest = newest.entry(name.to_owned()).or_default();
-            if *newest >= timestamp {
-                return false;
-            }
-            *newest = timestamp;
-        }
-        // The wrapped store is memory: it applies this before anything else runs.
-        let applied = match body {
-            Some(body) => self.inner.put(name, body).await,
-            None => self.inner.delete(name).await,
-        };
-        applied.expect("the wrapped store does not fail");
-        true
-    }
+fn absent(name: &str) -> StoreError {
+    StoreError::new(
+        ErrorKind::NotFound,
+        "GET",
+        name,
+        "the object does not exist",
+    )
 }
 
 #[async_trait]
 impl ObjectStore for FaultStore {
     async fn get(&self, name: &str) -> Result<Bytes, StoreError> {
-        self.read_fault("GET", name).await?;
-        let body = self.world.inner.get(name).await;
-        let delay = self.world.rng.lock().unwrap().u64(0..20);
-        sleep(Duration::from_millis(delay)).await;
-        body
+        self.request(self.get_once(name)).await
+    }
+
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.request(self.get_range_once(name, offset, length))
+            .await
     }
 
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
-        self.write("PUT", name, Some(body)).await
+        let length = body.len() as u64;
+        self.request(async {
+            self.world.count(|counts| {
+                counts.put += 1;
+                counts.bytes_written += length;
+            });
+            self.write("PUT", name, Write::Put(body)).await.map(drop)
+        })
+        .await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        let length = body.len() as u64;
+        self.request(async {
+            self.world.count(|counts| {
+                counts.put_new += 1;
+                counts.bytes_written += length;
+            });
+            self.write("PUT", name, Write::PutNew(body)).await
+        })
+        .await
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        self.write("DELETE", name, None).await
+        self.request(async {
+            self.world.count(|counts| counts.delete += 1);
+            self.write("DELETE", name, Write::Delete).await.map(drop)
+        })
+        .await
     }
 
     async fn list(
@@ -285,30 +301,43 @@ impl ObjectStore for FaultStore {
         before: &str,
         limit: usize,
     ) -> Result<Vec<Listed>, StoreError> {
-        self.read_fault("LIST", after).await?;
-        let mut names = self.world.inner.list(after, before, limit).await?;
-        // A stale listing: some names are missing.
-        let mut rng = self.world.rng.lock().unwrap();
-        if names.len() < limit && self.world.faults.lock().unwrap().late > 0 {
-            names.retain(|_| rng.u8(0..8) > 0);
-        }
-        Ok(names)
+        self.request(async {
+            self.world.count(|counts| counts.list += 1);
+            self.read_fault("LIST", after).await?;
+            self.world.list(after, before, limit).await
+        })
+        .await
     }
 
     async fn metadata(&self) -> Result<Metadata, StoreError> {
-        self.world.inner.metadata().await
+        self.request(async {
+            self.world.count(|counts| counts.metadata += 1);
+            self.world.metadata().await
+        })
+        .await
     }
 
     async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError> {
-        self.world.inner.set_metadata(changes).await
+        self.request(async {
+            self.world.count(|counts| counts.set_metadata += 1);
+            let write = Write::Metadata(changes.clone());
+            match self.world.metadata_fails() {
+                true => self.write("POST", "", write).await.map(drop),
+                false => {
+                    self.world.change(write, "").await;
+                    Ok(())
+                }
+            }
+        })
+        .await
     }
 
     async fn create(&self) -> Result<bool, StoreError> {
-        self.world.inner.create().await
+        self.request(self.world.inner().create()).await
     }
 
     async fn remove(&self) -> Result<(), StoreError> {
-        self.world.inner.remove().await
+        self.request(self.world.inner().remove()).await
     }
 
     async fn settle(&self) {}

@@ -46,6 +46,11 @@ pub struct Swift {
 impl Swift {
     /// The lab whose environment this is. A test that needs it fails without it.
     pub fn lab() -> Swift {
+        Swift::at("SWIFTNBD_LAB_AUTH")
+    }
+
+    /// The same through the proxy whose address this variable has.
+    pub fn at(auth: &str) -> Swift {
         let variable = |name: &str| {
             std::env::var(name).unwrap_or_else(|_| {
                 panic!(
@@ -54,7 +59,7 @@ impl Swift {
                 )
             })
         };
-        let auth_url = variable("SWIFTNBD_LAB_AUTH");
+        let auth_url = variable(auth);
         let (user, key) = (variable("SWIFTNBD_LAB_USER"), variable("SWIFTNBD_LAB_KEY"));
         let address = auth_url.split('/').nth(2).unwrap().to_owned();
         let swift = Swift {

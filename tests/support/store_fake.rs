@@ -116,9 +116,20 @@ impl ObjectStore for FakeStore {
         self.inner.get(name).await
     }
 
+    async fn get_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, StoreError> {
+        self.step("get_range", None).await?;
+        self.inner.get_range(name, offset, length).await
+    }
+
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         self.step("put", Some((name, Some(body.clone())))).await?;
         self.inner.put(name, body).await
+    }
+
+    async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
+        self.step("put_new", Some((name, Some(body.clone()))))
+            .await?;
+        self.inner.put_new(name, body).await
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {

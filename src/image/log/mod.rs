@@ -1,6 +1,1059 @@
-//! Format 2: a log of immutable segments, and a map of what is where.
+//! Format 2: a log of immutable segments, and a map of the device.
 //!
-//! Knows: segments, the map, roots, epochs. Does not know: HTTP, devices, NBD.
-//! [`format`] has the objects byte by byte.
+//! Knows: blocks, segments, the map, epochs. Does not know: NBD, devices, HTTP, leases
+//! in a container's metadata.
+//!
+//! # The parts
+//! | module | what it does |
+//! |---|---|
+//! | [`format`] | every object, byte by byte |
+//! | [`runs`], [`pending`] | what was written and is not in the map yet |
+//! | [`writer`] | from there to durable segments, in order |
+//! | [`applier`] | from durable segments to the map, and to roots; deletion |
+//! | [`page`], [`map`], [`space`] | which block lies where, how much of a segment lives |
+//! | [`reader`] | frames: cache, merged requests, read-ahead |
+//! | [`collector`] | copies what lives out of what is mostly dead |
+//! | [`recovery`], [`decide`] | taking a volume over |
+//! | [`sweep`] | deletes what earlier epochs left behind |
+//! | [`check`] | reads everything and says what is damaged |
+//!
+//! # A write
+//! It is copied into the open segment and answered. When that is full, a few seconds
+//! old, or a FLUSH comes, it is sealed: encoded, stored, and published once every
+//! segment before it is durable; only then does the map show it. Until then reads find
+//! it in [`pending`]. Each rule, and the sequence of events that it closes, is in the
+//! documentation of its module.
+//!
+//! # One writer
+//! Names carry the epoch and the attach id, so an older writer that is still alive
+//! writes objects that nobody reads; the next segment or root that it creates meets
+//! the stop that its successor left there, and it gives up for good. What it answered
+//! between its successor's claim and that moment is lost: a lease must make it stop
+//! before (the lock in the container's metadata is a person's word).
 
+pub mod applier;
+pub mod check;
+pub mod collector;
+pub mod decide;
+pub mod engine;
+pub mod error;
 pub mod format;
+pub mod map;
+pub mod page;
+pub mod pending;
+pub mod place;
+mod ranges;
+pub mod reader;
+pub mod recovery;
+pub mod runs;
+pub mod space;
+pub mod sweep;
+pub mod writer;
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
+use tokio::time::{Duration, Instant, sleep, timeout};
+
+use self::applier::{Dead, Item};
+use self::collector::Recent;
+use self::engine::{Counters, Engine, Progress, Tasks};
+pub use self::error::LogError;
+use self::format::claim::Release;
+use self::format::keys::{self, Cost, DataKey, Passphrase};
+use self::format::root::Geometry;
+use self::format::seal::Cipher;
+use self::format::tables::{Era, Tables};
+use self::format::{AttachId, BLOCK, MAX_SIZE, VolumeId, names};
+use self::map::{Below, Map};
+use self::pending::{Above, Pending};
+use self::place::Home;
+use self::ranges::Ranges;
+use self::reader::{FrameError, FrameRef, Frames, ReadAhead};
+use super::{Extent, ExtentKind, Image, ImageError, LogStats, Stats};
+use crate::store::ObjectStore;
+
+/// The largest segment, in bytes of memory while it is open; about the size of its
+/// object.
+const SEGMENT: u64 = 8 << 20;
+/// Between two attempts to read what must be there.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Below this, in bytes, a step of a write would not fit into `dirty`.
+const LEAST_DIRTY: u64 = 1 << 20;
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// How long closing waits for deletions.
+const DELETE_WITHIN: Duration = Duration::from_secs(30);
+/// The most holes that one answer about a range looks through, in blocks.
+const LOOK: u64 = 1 << 18;
+
+/// What a volume may use.
+#[derive(Debug, Clone, Copy)]
+pub struct Limits {
+    /// Clean data in memory, in bytes.
+    pub cache: u64,
+    /// Answered and not yet durable, in bytes.
+    pub dirty: u64,
+    /// Pages of the map, in bytes.
+    pub map: u64,
+    /// How long a read waits for an object that must be there; `None`: for ever.
+    pub patience: Option<Duration>,
+    /// How it goes about its work.
+    pub pace: Pace,
+}
+
+/// When a volume seals, collects and writes roots.
+#[derive(Debug, Clone, Copy)]
+pub struct Pace {
+    /// A segment is sealed when it takes this much memory, in bytes: at most a sixth
+    /// of `dirty`.
+    pub segment: u64,
+    /// A segment of fewer bytes is small: flushes made it, not the flow of data.
+    pub small: u64,
+    /// Small segments are merged when there are so many.
+    pub small_segments: usize,
+    /// A root is written after this many segments, whatever their size: each is a
+    /// request at recovery.
+    pub root_segments: u32,
+    /// A root is written after so many bytes of segments, at least and at most;
+    /// between them, an eighth of what is live.
+    pub root_bytes: (u64, u64),
+}
+
+impl Pace {
+    /// For so much dirty data.
+    pub fn of(dirty: u64) -> Pace {
+        let segment = (dirty / 6).min(SEGMENT);
+        Pace {
+            segment,
+            small: segment / 8,
+            small_segments: 192,
+            root_segments: 512,
+            root_bytes: (segment, 32 * segment),
+        }
+    }
+
+    /// Garbage is left alone below so many bytes: a segment or two.
+    pub fn leave(&self) -> u64 {
+        self.segment + self.segment / 2
+    }
+}
+
+impl Limits {
+    /// With the pace that suits them.
+    pub fn new(cache: u64, dirty: u64, map: u64, patience: Option<Duration>) -> Limits {
+        let pace = Pace::of(dirty);
+        Limits {
+            cache,
+            dirty,
+            map,
+            patience,
+            pace,
+        }
+    }
+
+    /// The least that `dirty` may be, in bytes.
+    pub const fn least_dirty() -> u64 {
+        8 << 20
+    }
+
+    /// The least that `map` may be, in bytes.
+    pub const fn least_map() -> u64 {
+        1 << 20
+    }
+}
+
+impl VolumeId {
+    /// A new one.
+    pub fn random() -> VolumeId {
+        VolumeId(format::random())
+    }
+}
+
+impl AttachId {
+    /// A new one.
+    pub fn random() -> AttachId {
+        AttachId(format::random())
+    }
+}
+
+/// Who attaches.
+#[derive(Debug, Clone)]
+pub struct Who {
+    /// A new random name.
+    pub attach: AttachId,
+    /// The host, for people.
+    pub host: String,
+    /// Now, for people.
+    pub unix_seconds: u64,
+}
+
+/// What can be told about a volume without its passphrase.
+#[derive(Debug, Clone)]
+pub struct Seen {
+    /// Its id.
+    pub volume: VolumeId,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// The last attachment.
+    pub claim: format::claim::Claim,
+}
+
+/// Makes a volume in a container, or a new one over an old one of this format.
+pub async fn create(
+    store: &Arc<dyn ObjectStore>,
+    geometry: Geometry,
+    passphrase: Option<(&Passphrase, Cost)>,
+    who: &Who,
+) -> Result<(), LogError> {
+    check_geometry(&geometry)?;
+    let volume = VolumeId::random();
+    let (cipher, key) = match passphrase {
+        None => (Cipher::Plain, 0),
+        Some((passphrase, cost)) => {
+            let data_key = DataKey::random();
+            let key = create_key(&**store, &data_key, passphrase, volume, 1, cost).await?;
+            (data_key.cipher(volume), key)
+        }
+    };
+    let highest = recovery::highest_epoch(&**store).await?;
+    let epoch = recovery::claim(&**store, volume, highest, who).await?;
+    let era = Era {
+        epoch,
+        attach: who.attach,
+        first_seq: 1,
+        first_k: 1,
+    };
+    let home = Home { volume, cipher };
+    let map = Arc::new(Map::new(
+        home.clone(),
+        Tables {
+            eras: vec![era],
+            ..Tables::default()
+        },
+        1,
+        0,
+    ));
+    let limits = Limits::new(0, Limits::least_dirty(), 0, None);
+    let (engine, _) = engine(
+        home,
+        geometry,
+        epoch,
+        who.attach,
+        Arc::clone(store),
+        map,
+        limits,
+        0,
+    );
+    recovery::pin(&**store, &engine, None, (0, [0; 16]), key).await?;
+    release(&**store, &engine).await
+}
+
+fn check_geometry(geometry: &Geometry) -> Result<(), LogError> {
+    let Geometry {
+        size, block_size, ..
+    } = *geometry;
+    if block_size != 512 && block_size != 4096 {
+        return Err(LogError::Geometry(format!(
+            "a block size of {block_size} is neither 512 nor 4096"
+        )));
+    }
+    if size == 0 || size > MAX_SIZE || !size.is_multiple_of(u64::from(block_size)) {
+        return Err(LogError::Geometry(format!(
+            "a size of {size} bytes is not a multiple of {block_size} between {block_size} and {MAX_SIZE}"
+        )));
+    }
+    Ok(())
+}
+
+/// Stores a wrapped key at the first free number from `first` on.
+async fn create_key(
+    store: &dyn ObjectStore,
+    data_key: &DataKey,
+    passphrase: &Passphrase,
+    volume: VolumeId,
+    first: u32,
+    cost: Cost,
+) -> Result<u32, LogError> {
+    for n in first..first.saturating_add(1000) {
+        let name = names::key(n);
+        if recovery::read(store, &name).await?.is_some() {
+            continue;
+        }
+        let body = keys::wrap(data_key, passphrase, volume, n, cost);
+        if decide::create_and_look(store, &name, &body).await? == decide::Created::Ours {
+            return Ok(n);
+        }
+    }
+    Err(LogError::Fenced(
+        "there are too many key objects".to_owned(),
+    ))
+}
+
+/// Says that this epoch ended in good order.
+async fn release(store: &dyn ObjectStore, engine: &Engine) -> Result<(), LogError> {
+    let name = names::released(engine.epoch);
+    let release = Release {
+        epoch: engine.epoch,
+        attach: engine.attach,
+    };
+    decide::create(store, &name, &release.encode(engine.home.volume, &name)).await?;
+    Ok(())
+}
+
+/// Looks at a volume without changing anything.
+pub async fn look(store: &dyn ObjectStore) -> Result<Seen, LogError> {
+    let (prelude, claim) = recovery::look(store).await?;
+    Ok(Seen {
+        volume: prelude.volume,
+        encrypted: prelude.sealed,
+        claim,
+    })
+}
+
+/// A volume of format 2, attached.
+pub struct Log {
+    engine: Arc<Engine>,
+    ranges: Ranges,
+    data_key: Option<DataKey>,
+    key: Mutex<u32>,
+    patience: Option<Duration>,
+    closed: AtomicBool,
+    to_delete: mpsc::UnboundedSender<Dead>,
+}
+
+impl fmt::Debug for Log {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Log {{ epoch: {} }}", self.engine.epoch)
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.engine.tasks.abort();
+    }
+}
+
+/// The receiving ends of an engine's queues.
+struct Queues {
+    jobs: mpsc::UnboundedReceiver<writer::Job>,
+    items: mpsc::UnboundedReceiver<Item>,
+}
+
+#[allow(
+    clippy::too_many_arguments,
+    reason = "it has one caller for each of two cases"
+)]
+fn engine(
+    home: Home,
+    geometry: Geometry,
+    epoch: u32,
+    attach: AttachId,
+    store: Arc<dyn ObjectStore>,
+    map: Arc<Map>,
+    limits: Limits,
+    last_seq: u64,
+) -> (Arc<Engine>, Queues) {
+    let (to_seal, jobs) = mpsc::unbounded_channel();
+    let (to_apply, items) = mpsc::unbounded_channel();
+    let names = Arc::clone(&map) as Arc<dyn reader::Names>;
+    let frames = Frames::new(
+        Arc::clone(&store),
+        home.volume,
+        home.cipher.clone(),
+        names,
+        limits.cache,
+    );
+    let dirty = limits.dirty.max(LEAST_DIRTY);
+    let engine = Engine {
+        home,
+        geometry,
+        epoch,
+        attach,
+        store,
+        map,
+        frames,
+        ahead: ReadAhead::new(limits.cache / 2),
+        pending: Mutex::new(Pending::new(last_seq + 1)),
+        budget: Semaphore::new(dirty as usize),
+        budget_bytes: dirty,
+        pace: limits.pace,
+        step: (dirty / 8).min(writer::STEP) as usize,
+        progress: watch::Sender::new(Progress {
+            durable: last_seq,
+            applied: last_seq,
+            ..Progress::default()
+        }),
+        fence: watch::Sender::new(None),
+        crowded: watch::Sender::new(false),
+        to_seal,
+        to_apply,
+        collect: tokio::sync::Notify::new(),
+        recent: Recent::default(),
+        counters: Counters::default(),
+        tasks: Tasks::default(),
+    };
+    (Arc::new(engine), Queues { jobs, items })
+}
+
+impl reader::Names for Map {
+    fn name(&self, seq: u64) -> Option<String> {
+        self.segment_name(seq)
+    }
+}
+
+impl Log {
+    /// Takes the volume over and opens it. Until it is pinned, requests go through
+    /// `attaching`; afterwards through `live`, which waits. Within a tokio runtime.
+    ///
+    /// # Errors
+    /// Whatever keeps the volume from being opened; nothing was changed if the
+    /// passphrase or the format is the cause.
+    pub async fn open(
+        attaching: Arc<dyn ObjectStore>,
+        live: Arc<dyn ObjectStore>,
+        passphrase: Option<&Passphrase>,
+        limits: Limits,
+        who: Who,
+    ) -> Result<Log, LogError> {
+        let store = &*attaching;
+        let found = recovery::find(store, passphrase).await?;
+        let epoch = recovery::claim(store, found.home.volume, found.highest, &who).await?;
+        let by = (epoch, who.attach);
+        let found = recovery::settle(store, found, by, passphrase).await?;
+        let tables = recovery::read_tables(store, &found.home, &found.root).await?;
+        let later = recovery::segments_after(store, &found, by).await?;
+        let root = &found.root;
+        let last_seq = root.seq + later.len() as u64;
+        let first_seq = recovery::durable(root, &later) + 1;
+        let era = Era {
+            epoch,
+            attach: who.attach,
+            first_seq,
+            first_k: root.next_k,
+        };
+        let map = recovery::map_of(
+            &found.home,
+            root,
+            tables,
+            era,
+            limits.map.max(Limits::least_map()),
+        );
+        let (engine, queues) = engine(
+            found.home.clone(),
+            root.geometry,
+            epoch,
+            who.attach,
+            live,
+            map,
+            limits,
+            last_seq,
+        );
+        let at = recovery::replay(store, &engine, root, later).await?;
+        let previous = Some((root.epoch, root.n, found.hash));
+        let last = recovery::pin(store, &engine, previous, at, root.key).await?;
+        let (to_delete, dead) = mpsc::unbounded_channel();
+        let tasks = &engine.tasks;
+        let key = last.root.key;
+        tasks.spawn(writer::run(Arc::clone(&engine), queues.jobs, at.1));
+        tasks.spawn(writer::age(Arc::clone(&engine)));
+        tasks.spawn(applier::run(
+            Arc::clone(&engine),
+            queues.items,
+            last,
+            to_delete.clone(),
+        ));
+        tasks.spawn(applier::delete(Arc::clone(&engine), dead));
+        tasks.spawn(collector::run(Arc::clone(&engine)));
+        tasks.spawn(sweep::run(Arc::clone(&engine), key, to_delete.clone()));
+        engine.collect.notify_one();
+        Ok(Log {
+            engine,
+            ranges: Ranges::default(),
+            data_key: found.data_key,
+            key: Mutex::new(key),
+            patience: limits.patience,
+            closed: AtomicBool::new(false),
+            to_delete,
+        })
+    }
+
+    /// Its geometry.
+    pub fn geometry(&self) -> Geometry {
+        self.engine.geometry
+    }
+
+    /// The number of this attachment.
+    pub fn epoch(&self) -> u32 {
+        self.engine.epoch
+    }
+
+    /// Whether it is encrypted.
+    pub fn encrypted(&self) -> bool {
+        self.data_key.is_some()
+    }
+
+    /// Wraps the data key by another passphrase; no data is written again. The old
+    /// passphrase opens nothing afterwards.
+    pub async fn change_passphrase(&self, new: &Passphrase, cost: Cost) -> Result<(), LogError> {
+        let engine = &self.engine;
+        let Some(data_key) = &self.data_key else {
+            return Err(LogError::NotEncrypted);
+        };
+        let old = *self
+            .key
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let key = create_key(
+            &*engine.store,
+            data_key,
+            new,
+            engine.home.volume,
+            old + 1,
+            cost,
+        )
+        .await?;
+        engine.ask(|done| Item::Rekey(key, done)).await;
+        if let Some(why) = &*engine.fence.borrow() {
+            return Err(LogError::Fenced(why.clone()));
+        }
+        *self
+            .key
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner) = key;
+        let _ = self
+            .to_delete
+            .send(Dead::Names((1..key).map(names::key).collect()));
+        Ok(())
+    }
+
+    /// Gives up parts of the device (offset and length in bytes) that a
+    /// [check](check::check) found damaged: reading them fails at once from now on,
+    /// writing them makes them good again. Only whole pages of the map can be given up
+    /// where the map itself is damaged.
+    pub async fn give_up(&self, ranges: &[(u64, u64)]) -> Result<(), ImageError> {
+        self.check()?;
+        let blocks = ranges.iter().map(|&(offset, length)| {
+            let (first, end) = cover(offset, length);
+            (first, end - first)
+        });
+        let blocks = blocks.filter(|(_, count)| *count > 0).collect();
+        self.engine.ask(|done| Item::GiveUp(blocks, done)).await;
+        self.engine.check()
+    }
+
+    fn check(&self) -> Result<(), ImageError> {
+        match self.closed.load(Ordering::Acquire) {
+            true => Err(ImageError::Closed),
+            false => self.engine.check(),
+        }
+    }
+
+    /// Waits until what no root needs is deleted; what takes too long is left to the
+    /// next attachment.
+    async fn deleted(&self) {
+        let (done, wait) = oneshot::channel();
+        if self.to_delete.send(Dead::Done(done)).is_ok() {
+            let _ = timeout(DELETE_WITHIN, wait).await;
+        }
+    }
+
+    /// Whole blocks, decoded, in pieces.
+    async fn read_blocks(&self, start: u64, blocks: u64) -> Result<Vec<Bytes>, ImageError> {
+        let begun = Instant::now();
+        let mut pause = PAUSE;
+        loop {
+            self.check()?;
+            let missing = match self.try_read(start, blocks).await {
+                Ok(pieces) => return Ok(pieces),
+                Err(Failure::Missing(object)) => object,
+                Err(Failure::Final(error)) => return Err(error),
+            };
+            // The collector moved it, or the store does not find what it has.
+            if self
+                .patience
+                .is_some_and(|patience| begun.elapsed() + pause > patience)
+            {
+                return Err(LogError::Missing { object: missing }.into());
+            }
+            if pause > PAUSE {
+                tracing::warn!(
+                    "{missing} is not there, although the volume needs it; waiting for it"
+                );
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    async fn try_read(&self, start: u64, blocks: u64) -> Result<Vec<Bytes>, Failure> {
+        let engine = &*self.engine;
+        let mut places = Places::default();
+        let parts = {
+            let pending = engine.pending();
+            match pending.is_empty() {
+                true => None,
+                false => Some(pending.find(start..start + blocks)),
+            }
+        };
+        match parts {
+            None => places.below(engine, start, blocks).await?,
+            Some(parts) => {
+                for part in parts {
+                    places.above(engine, part).await?;
+                }
+            }
+        }
+        places.fetch(engine).await
+    }
+
+    /// Reads around the edges of a write that is not made of whole blocks, and
+    /// writes whole ones. The caller holds the range.
+    async fn write_edges(&self, offset: u64, data: &[u8]) -> Result<(), ImageError> {
+        let (first, end) = cover(offset, data.len() as u64);
+        let mut whole = BytesMut::zeroed(((end - first) * BLOCK) as usize);
+        let head = offset - first * BLOCK;
+        let tail = end * BLOCK - offset - data.len() as u64;
+        if head > 0 {
+            let old = self.read_blocks(first, 1).await?.concat();
+            whole[..BLOCK as usize].copy_from_slice(&old);
+        }
+        if tail > 0 && (head == 0 || end - first > 1) {
+            let old = self.read_blocks(end - 1, 1).await?.concat();
+            let at = whole.len() - BLOCK as usize;
+            whole[at..].copy_from_slice(&old);
+        }
+        whole[head as usize..head as usize + data.len()].copy_from_slice(data);
+        writer::write(&self.engine, first, &whole).await
+    }
+
+    /// Fetches ahead of a sequential reader.
+    fn read_ahead(&self, offset: u64, length: u64) {
+        let engine = &self.engine;
+        let Some(range) = engine.ahead.on_read(offset, length) else {
+            return;
+        };
+        let end = range.end.min(engine.geometry.size).div_ceil(BLOCK);
+        let start = range.start / BLOCK;
+        if start >= end {
+            return;
+        }
+        let mut found = Vec::new();
+        match engine.map.peek(start, end - start, &mut found) {
+            Ok(()) => engine.frames.prefetch(&references(&found)),
+            Err(_) => {
+                let engine2 = Arc::clone(engine);
+                engine.tasks.spawn(async move {
+                    let engine = engine2;
+                    if let Ok(found) = engine.map.lookup(&*engine.store, start, end - start).await {
+                        engine.frames.prefetch(&references(&found));
+                    }
+                });
+            }
+        }
+    }
+}
+
+/// Why a read did not succeed.
+enum Failure {
+    /// An object is not there: the map may have changed meanwhile.
+    Missing(String),
+    Final(ImageError),
+}
+
+impl From<LogError> for Failure {
+    fn from(error: LogError) -> Failure {
+        match error {
+            LogError::Missing { object } => Failure::Missing(object),
+            other => Failure::Final(other.into()),
+        }
+    }
+}
+
+fn references(found: &[Below]) -> Vec<FrameRef> {
+    let there = found.iter().filter_map(|below| match below {
+        Below::There { start, entry } if !map::is_lost(*entry) => Some(reference(*start, *entry)),
+        _ => None,
+    });
+    there.collect()
+}
+
+fn reference(start: u64, entry: format::entry::Entry) -> FrameRef {
+    FrameRef {
+        seq: entry.seq(),
+        offset: entry.offset(),
+        stored: entry.stored(),
+        address: start - entry.skip(),
+    }
+}
+
+/// Where the pieces of a read come from.
+#[derive(Default)]
+struct Places {
+    pieces: Vec<Piece>,
+}
+
+enum Piece {
+    Here(Bytes),
+    Zeros(u64),
+    Frame {
+        frame: FrameRef,
+        skip: u64,
+        blocks: u64,
+    },
+}
+
+impl Places {
+    async fn above(&mut self, engine: &Engine, part: pending::Part) -> Result<(), Failure> {
+        let pending::Part {
+            start,
+            blocks,
+            above,
+        } = part;
+        match above {
+            Above::Data(data) => self.pieces.push(Piece::Here(data)),
+            Above::Zeros => self.pieces.push(Piece::Zeros(blocks)),
+            Above::Frame {
+                encoded,
+                index,
+                skip,
+            } => {
+                let info = &encoded.header.frames[index];
+                let frame = FrameRef {
+                    seq: encoded.header.seq,
+                    offset: info.offset,
+                    stored: info.stored,
+                    address: info.start,
+                };
+                let content = match engine.frames.cached(&frame) {
+                    Some(content) => content,
+                    None => decode(engine, &encoded, &frame)?,
+                };
+                self.pieces.push(Piece::Here(slice(&content, skip, blocks)));
+            }
+            Above::Nothing => self.below(engine, start, blocks).await?,
+        }
+        Ok(())
+    }
+
+    async fn below(&mut self, engine: &Engine, start: u64, blocks: u64) -> Result<(), Failure> {
+        let mut found = Vec::new();
+        if engine.map.peek(start, blocks, &mut found).is_err() {
+            found = engine.map.lookup(&*engine.store, start, blocks).await?;
+        }
+        for below in found {
+            self.pieces.push(match below {
+                Below::Hole { blocks, .. } => Piece::Zeros(blocks),
+                Below::There { start, entry } if map::is_lost(entry) => {
+                    let (offset, length) = map::bytes(start, entry.blocks());
+                    let lost = format!("{length} bytes at {offset} of the device were lost; writing them makes them good again");
+                    return Err(Failure::Final(ImageError::Damaged(lost)));
+                }
+                Below::There { start, entry } => Piece::Frame {
+                    frame: reference(start, entry),
+                    skip: entry.skip(),
+                    blocks: entry.blocks(),
+                },
+            });
+        }
+        Ok(())
+    }
+
+    /// Fetches what is not in memory.
+    async fn fetch(self, engine: &Engine) -> Result<Vec<Bytes>, Failure> {
+        let mut pieces = Vec::with_capacity(self.pieces.len());
+        let mut missing = Vec::new();
+        let mut wanted = Vec::new();
+        for piece in self.pieces {
+            match piece {
+                Piece::Here(data) => pieces.push(data),
+                Piece::Zeros(blocks) => push_zeros(&mut pieces, blocks * BLOCK),
+                Piece::Frame {
+                    frame,
+                    skip,
+                    blocks,
+                } => match engine.frames.cached(&frame) {
+                    Some(content) => pieces.push(slice(&content, skip, blocks)),
+                    None => {
+                        missing.push((pieces.len(), skip, blocks));
+                        wanted.push(frame);
+                        pieces.push(Bytes::new());
+                    }
+                },
+            }
+        }
+        if !wanted.is_empty() {
+            let contents = engine
+                .frames
+                .get(&wanted)
+                .await
+                .map_err(|error| match error {
+                    FrameError::Missing { name, .. } => Failure::Missing(name),
+                    other => Failure::Final(LogError::from(other).into()),
+                })?;
+            for ((at, skip, blocks), content) in missing.into_iter().zip(contents) {
+                pieces[at] = slice(&content, skip, blocks);
+            }
+        }
+        Ok(pieces)
+    }
+}
+
+fn decode(engine: &Engine, encoded: &pending::Encoded, frame: &FrameRef) -> Result<Bytes, Failure> {
+    let range = frame.offset as usize..(frame.offset + frame.stored) as usize;
+    let boxed = encoded.body.slice(range);
+    let home = &engine.home;
+    let content = format::frame::open(
+        &home.cipher,
+        home.volume,
+        &encoded.name,
+        frame.offset,
+        frame.address,
+        &boxed,
+    );
+    content.map_err(|damage| LogError::damaged(&encoded.name, damage).into())
+}
+
+/// Some blocks of a frame's content; fewer if it has fewer, which a check of the
+/// entry against the frame notices.
+fn slice(content: &Bytes, skip: u64, blocks: u64) -> Bytes {
+    let length = content.len() as u64;
+    let end = ((skip + blocks) * BLOCK).min(length);
+    content.slice((skip * BLOCK).min(end) as usize..end as usize)
+}
+
+static ZEROS: [u8; 1 << 16] = [0; 1 << 16];
+
+fn push_zeros(pieces: &mut Vec<Bytes>, mut bytes: u64) {
+    while bytes > 0 {
+        let some = bytes.min(ZEROS.len() as u64);
+        pieces.push(Bytes::from_static(&ZEROS[..some as usize]));
+        bytes -= some;
+    }
+}
+
+/// The blocks that cover some bytes: the first, and the one after the last.
+fn cover(offset: u64, length: u64) -> (u64, u64) {
+    (offset / BLOCK, (offset + length).div_ceil(BLOCK))
+}
+
+/// The whole blocks within some bytes. The device's last block counts as whole if
+/// the bytes reach the device's end.
+fn within(offset: u64, length: u64, size: u64) -> Range<u64> {
+    let end = match offset + length == size {
+        true => size.div_ceil(BLOCK),
+        false => (offset + length) / BLOCK,
+    };
+    let start = offset.div_ceil(BLOCK);
+    start..end.max(start)
+}
+
+/// Cuts `head` bytes off the front and all beyond `length`.
+fn trim(pieces: Vec<Bytes>, mut head: u64, mut length: u64) -> Vec<Bytes> {
+    let mut trimmed = Vec::with_capacity(pieces.len());
+    for mut piece in pieces {
+        let cut = head.min(piece.len() as u64);
+        head -= cut;
+        let _ = piece.split_to(cut as usize);
+        piece.truncate(length.min(piece.len() as u64) as usize);
+        length -= piece.len() as u64;
+        if !piece.is_empty() {
+            trimmed.push(piece);
+        }
+    }
+    trimmed
+}
+
+#[async_trait]
+impl Image for Log {
+    fn size(&self) -> u64 {
+        self.engine.geometry.size
+    }
+
+    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, ImageError> {
+        self.check()?;
+        let length = u64::from(length);
+        let (first, end) = cover(offset, length);
+        self.read_ahead(offset, length);
+        let pieces = self.read_blocks(first, end - first).await?;
+        let got: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+        if got != (end - first) * BLOCK {
+            let damage = format!(
+                "{got} bytes are stored where the map has {}",
+                (end - first) * BLOCK
+            );
+            return Err(ImageError::Damaged(damage));
+        }
+        let head = offset - first * BLOCK;
+        match head == 0 && got == length {
+            true => Ok(pieces),
+            false => Ok(trim(pieces, head, length)),
+        }
+    }
+
+    async fn write(&self, offset: u64, data: Bytes) -> Result<(), ImageError> {
+        self.check()?;
+        let (first, end) = cover(offset, data.len() as u64);
+        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
+            true => Some(self.ranges.hold(first..end).await),
+            false => None,
+        };
+        match offset % BLOCK == 0 && (data.len() as u64).is_multiple_of(BLOCK) {
+            true => writer::write(&self.engine, first, &data).await,
+            false => self.write_edges(offset, &data).await,
+        }
+    }
+
+    async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), ImageError> {
+        self.check()?;
+        let (first, end) = cover(offset, length);
+        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
+            true => Some(self.ranges.hold(first..end).await),
+            false => None,
+        };
+        let whole = within(offset, length, self.size());
+        if whole.is_empty() {
+            return self.write_edges(offset, &vec![0; length as usize]).await;
+        }
+        let head = whole.start * BLOCK - offset;
+        if head > 0 {
+            self.write_edges(offset, &vec![0; head as usize]).await?;
+        }
+        let last = (whole.end * BLOCK).min(self.size());
+        if last < offset + length {
+            let tail = offset + length - last;
+            self.write_edges(last, &vec![0; tail as usize]).await?;
+        }
+        writer::write_zeroes(&self.engine, whole).await
+    }
+
+    async fn discard(&self, offset: u64, length: u64) -> Result<(), ImageError> {
+        self.check()?;
+        let whole = within(offset, length, self.size());
+        if whole.is_empty() {
+            return Ok(());
+        }
+        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
+            true => Some(self.ranges.hold(whole.clone()).await),
+            false => None,
+        };
+        writer::write_zeroes(&self.engine, whole).await
+    }
+
+    async fn flush(&self) -> Result<(), ImageError> {
+        self.check()?;
+        writer::flush(&self.engine).await
+    }
+
+    async fn close(&self) -> Result<(), ImageError> {
+        let engine = &*self.engine;
+        self.check()?;
+        writer::flush(engine).await?;
+        engine.ask(Item::Root).await;
+        engine.check()?;
+        self.deleted().await;
+        release(&*engine.store, engine).await?;
+        self.closed.store(true, Ordering::Release);
+        engine.tasks.abort();
+        engine.frames.close().await;
+        engine.store.settle().await;
+        Ok(())
+    }
+
+    async fn extents(
+        &self,
+        offset: u64,
+        length: u64,
+        most: usize,
+    ) -> Result<Vec<Extent>, ImageError> {
+        self.check()?;
+        let (first, end) = cover(offset, length);
+        let end = end.min(first + LOOK);
+        let parts = self.engine.pending().find(first..end);
+        let mut list = Vec::new();
+        for part in parts {
+            match part.above {
+                Above::Data(_) | Above::Frame { .. } => {
+                    Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Data)
+                }
+                Above::Zeros => Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Hole),
+                Above::Nothing => {
+                    let found = self
+                        .engine
+                        .map
+                        .lookup(&*self.engine.store, part.start, part.blocks)
+                        .await?;
+                    for below in found {
+                        match below {
+                            Below::Hole { blocks, .. } => {
+                                Extent::append(&mut list, blocks * BLOCK, ExtentKind::Hole)
+                            }
+                            Below::There { entry, .. } => {
+                                Extent::append(&mut list, entry.blocks() * BLOCK, ExtentKind::Data)
+                            }
+                        }
+                    }
+                }
+            }
+            if list.len() > most {
+                break;
+            }
+        }
+        list.truncate(most);
+        Ok(clip(list, offset - first * BLOCK, length))
+    }
+
+    fn stats(&self) -> Stats {
+        let engine = &*self.engine;
+        let durable = engine.progress.borrow().durable;
+        let (held, since) = engine.pending().held(durable);
+        let (live, stored, segments) = engine
+            .map
+            .space(|space| (space.live_bytes(), space.stored_bytes(), space.len()));
+        let (maps, map_bytes) = engine.map.objects();
+        let log = LogStats {
+            epoch: engine.epoch,
+            root: engine.progress.borrow().root,
+            encrypted: self.data_key.is_some(),
+            live_bytes: live,
+            stored_bytes: stored + map_bytes,
+            segments: segments as u64,
+            map_objects: maps.len() as u64,
+            seconds_behind: since.map_or(0, |since| since.elapsed().as_secs()),
+            collected_bytes: engine.counters.collected.load(Ordering::Relaxed),
+            deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
+        };
+        Stats {
+            dirty_bytes: held,
+            cached_bytes: engine.frames.cached_bytes() + engine.map.memory(),
+            log: Some(log),
+        }
+    }
+}
+
+/// Cuts `head` bytes off the front of the first extent and all beyond `length`.
+fn clip(list: Vec<Extent>, mut head: u64, mut length: u64) -> Vec<Extent> {
+    let mut clipped = Vec::with_capacity(list.len());
+    for extent in list {
+        let cut = head.min(extent.length);
+        head -= cut;
+        let rest = (extent.length - cut).min(length);
+        length -= rest;
+        Extent::append(&mut clipped, rest, extent.kind);
+    }
+    clipped
+}
+
+impl From<FrameError> for LogError {
+    fn from(error: FrameError) -> LogError {
+        match error {
+            FrameError::Missing { name, .. } => LogError::Missing { object: name },
+            FrameError::Store(error) => LogError::Store(error),
+            FrameError::Damaged { name, damage, .. } => LogError::damaged(name, damage),
+        }
+    }
+}

@@ -8,6 +8,7 @@ pub const MAX_OBJECTS: u64 = 100_000_000;
 
 /// The largest object size, in bytes. Whole objects are held in memory.
 pub const MAX_OBJECT_SIZE: u32 = 256 << 20;
+const _: () = assert!(MAX_OBJECT_SIZE as u64 <= crate::store::MAX_BODY);
 
 /// The original's default object size, in bytes.
 pub const DEFAULT_OBJECT_SIZE: u32 = 64 << 10;

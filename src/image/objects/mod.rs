@@ -265,6 +265,7 @@ impl Image for Objects {
         Stats {
             dirty_bytes,
             cached_bytes: self.shared.cache.weight(),
+            log: None,
         }
     }
 }

@@ -47,7 +47,9 @@ impl RequestError {
                     _ => Errno::Invalid,
                 },
                 DeviceError::Image(ImageError::Closed) => Errno::Shutdown,
-                DeviceError::Image(ImageError::Store(_) | ImageError::Damaged(_)) => Errno::Io,
+                DeviceError::Image(
+                    ImageError::Store(_) | ImageError::Damaged(_) | ImageError::Superseded(_),
+                ) => Errno::Io,
             },
         }
     }

@@ -10,7 +10,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -66,16 +66,43 @@ pub(super) fn read(path: &Path, name: &str, max: u64) -> Result<Bytes, ReadError
     check(content, name)
 }
 
+/// Bytes of the body in this file: `length` from `offset` on, fewer where it ends
+/// before. The trailer must be there and fit the file; the checksum, which is that
+/// of the whole, is not looked at.
+pub(super) fn read_range(path: &Path, offset: u64, length: u64) -> Result<Bytes, ReadError> {
+    let file = File::open(path)?;
+    let whole = file.metadata()?.len();
+    let Some(body) = whole.checked_sub(TRAILER as u64) else {
+        return Err(damaged(format!("{whole} bytes are too few")));
+    };
+    let mut found = [0; TRAILER];
+    file.read_exact_at(&mut found, body)?;
+    check_head(&found)?;
+    if found[16..] != body.to_le_bytes() {
+        return Err(damaged("its length does not match".to_owned()));
+    }
+    let length = length.min(body.saturating_sub(offset));
+    let mut part = vec![0; length as usize];
+    file.read_exact_at(&mut part, offset)?;
+    Ok(Bytes::from(part))
+}
+
+/// Whether this begins as a trailer does.
+fn check_head(trailer: &[u8; TRAILER]) -> Result<(), ReadError> {
+    if trailer[..8] != *MAGIC {
+        return Err(damaged("its end is missing or damaged".to_owned()));
+    }
+    if trailer[8..12] != VERSION.to_le_bytes() {
+        return Err(damaged("it has a version that is not known".to_owned()));
+    }
+    Ok(())
+}
+
 fn check(content: Vec<u8>, name: &str) -> Result<Bytes, ReadError> {
     let Some((body, found)) = content.split_last_chunk::<TRAILER>() else {
         return Err(damaged(format!("{} bytes are too few", content.len())));
     };
-    if found[..8] != *MAGIC {
-        return Err(damaged("its end is missing or damaged".to_owned()));
-    }
-    if found[8..12] != VERSION.to_le_bytes() {
-        return Err(damaged("it has a version that is not known".to_owned()));
-    }
+    check_head(found)?;
     if *found != trailer(name, body) {
         return Err(damaged("its checksum does not match".to_owned()));
     }
@@ -102,20 +129,34 @@ pub(super) fn read_bounded(path: &Path, max: u64) -> io::Result<Vec<u8>> {
 /// Makes `target` consist of `parts`. When this returns it is durable; a crash
 /// leaves the old file or the new one.
 pub(super) fn replace(tmp: &Path, target: &Path, parts: &[&[u8]]) -> io::Result<()> {
-    let (path, mut file) = temporary(tmp)?;
-    let written = parts
-        .iter()
-        .try_for_each(|part| file.write_all(part))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::rename(&path, target));
+    let (path, file) = temporary(tmp)?;
+    let written = fill(&file, parts).and_then(|()| std::fs::rename(&path, target));
     if written.is_err() {
         let _ = std::fs::remove_file(&path);
     }
     written?;
-    match target.parent() {
-        Some(parent) => sync_directory(parent),
-        None => Ok(()),
-    }
+    sync_parent(target)
+}
+
+/// Makes `target` of `parts` unless there is such a file: then it answers false.
+/// When this returns, the file that is there is durable under its name; a crash
+/// leaves none, or the whole one.
+pub(super) fn create(tmp: &Path, target: &Path, parts: &[&[u8]]) -> io::Result<bool> {
+    let (path, file) = temporary(tmp)?;
+    let linked = fill(&file, parts).and_then(|()| std::fs::hard_link(&path, target));
+    let _ = std::fs::remove_file(&path);
+    let made = match linked {
+        Ok(()) => true,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => false,
+        Err(error) => return Err(error),
+    };
+    sync_parent(target)?;
+    Ok(made)
+}
+
+fn fill(mut file: &File, parts: &[&[u8]]) -> io::Result<()> {
+    parts.iter().try_for_each(|part| file.write_all(part))?;
+    file.sync_all()
 }
 
 /// A new file in `tmp`, locked for as long as it is open.
@@ -190,6 +231,10 @@ pub(super) fn make_directories(path: &Path) -> io::Result<()> {
         make_directories(parent)?;
     }
     make_directory(path)
+}
+
+fn sync_parent(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), sync_directory)
 }
 
 /// Makes the names in this directory durable.

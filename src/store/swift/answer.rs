@@ -4,7 +4,7 @@
 //! Knows: their form. Does not know: requests. Everything here comes from
 //! outside: nothing panics on it, and nothing is taken for granted.
 
-use reqwest::header::{ETAG, HeaderMap, HeaderName, HeaderValue};
+use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use crate::store::{Listed, Metadata};
@@ -26,6 +26,41 @@ pub(super) fn etag(headers: &HeaderMap) -> Option<[u8; 16]> {
         *byte = (digit(0)? * 16 + digit(1)?) as u8;
     }
     Some(md5)
+}
+
+/// How many bytes follow in this answer (206 or 416) to a request for `length`
+/// bytes from `offset` on, by its Content-Range.
+///
+/// # Errors
+/// It is for another part than that, or does not say for which.
+pub(super) fn part(
+    status: u16,
+    headers: &HeaderMap,
+    offset: u64,
+    length: u64,
+) -> Result<u64, String> {
+    let text = headers.get(CONTENT_RANGE).map(HeaderValue::as_bytes);
+    let text = String::from_utf8_lossy(text.unwrap_or_default());
+    let parsed = text.trim().strip_prefix("bytes ").and_then(|text| {
+        let (part, whole) = text.split_once('/')?;
+        let whole: u64 = whole.trim().parse().ok()?;
+        let expected = whole.saturating_sub(offset).min(length);
+        let right = match (status, expected) {
+            (416, 0) => part.trim() == "*",
+            (206, 1..) => {
+                let (first, last) = part.split_once('-')?;
+                let (first, last): (u64, u64) =
+                    (first.trim().parse().ok()?, last.trim().parse().ok()?);
+                (first, last) == (offset, offset + expected - 1)
+            }
+            _ => false,
+        };
+        right.then_some(expected)
+    });
+    parsed.ok_or_else(|| {
+        let said: String = text.escape_debug().take(80).collect();
+        format!("{status} with the Content-Range '{said}' for {length} bytes from {offset} on")
+    })
 }
 
 /// An MD5 in hexadecimal digits.
@@ -137,6 +172,40 @@ mod tests {
     }
 
     #[test]
+    fn a_part_must_be_the_one_that_was_asked_for() {
+        let said = |status, text: &str| {
+            let value = HeaderValue::from_str(text).unwrap();
+            let headers = HeaderMap::from_iter([(CONTENT_RANGE, value)]);
+            part(status, &headers, 10, 5)
+        };
+        assert_eq!(said(206, "bytes 10-14/15"), Ok(5));
+        assert_eq!(said(206, "bytes 10-14/1000"), Ok(5));
+        assert_eq!(said(206, "bytes 10-12/13"), Ok(3));
+        assert_eq!(said(416, "bytes */10"), Ok(0));
+        assert_eq!(said(416, "bytes */3"), Ok(0));
+        for (status, bad) in [
+            (206, ""),
+            (206, "bytes"),
+            (206, "bytes 10-14"),
+            (206, "bytes 10-14/*"),
+            (206, "bytes 0-4/15"),
+            (206, "bytes 10-15/16"),
+            (206, "bytes 10-13/15"),
+            (206, "bytes 10-14/12"),
+            (206, "bytes 10-9/10"),
+            (206, "bytes */10"),
+            (206, "bytes 10-99999999999999999999999/15"),
+            (416, "bytes */11"),
+            (416, "bytes 10-14/15"),
+            (416, ""),
+        ] {
+            assert!(said(status, bad).is_err(), "{status} {bad}");
+        }
+        assert!(part(206, &HeaderMap::new(), 10, 5).is_err());
+        assert!(part(206, &HeaderMap::new(), u64::MAX - 1, 1).is_err());
+    }
+
+    #[test]
     fn a_listing_must_be_what_was_asked_for() {
         let json = br#"[{"name":"b","bytes":1,"hash":"x"},{"name":"c","bytes":2}]"#;
         let names = |after, before, limit| {
@@ -189,8 +258,10 @@ mod tests {
             let _ = listing(&json, "", "", 10);
             if let Ok(value) = HeaderValue::from_bytes(&value) {
                 let key = HeaderName::from_static("x-container-meta-k");
-                let headers = HeaderMap::from_iter([(ETAG, value.clone()), (key, value)]);
+                let headers = HeaderMap::from_iter([(ETAG, value.clone()), (key, value.clone())]);
                 let _ = etag(&headers);
+                let range = HeaderMap::from_iter([(CONTENT_RANGE, value.clone())]);
+                let _ = (part(206, &range, 1, 1), part(416, &range, 1, 1));
                 prop_assert_eq!(metadata(&headers).len(), 1);
             }
         }

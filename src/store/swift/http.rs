@@ -173,10 +173,36 @@ pub(super) struct Received {
 /// long as its head says. A longer one is refused before it is read.
 pub(super) async fn receive(
     request: &Request,
-    mut reply: Response,
+    reply: Response,
     limit: u64,
     timeouts: &Timeouts,
 ) -> Result<Received, StoreError> {
+    let mut hash = Md5::new();
+    let body = take(request, reply, limit, timeouts, |part| hash.update(part)).await?;
+    Ok(Received {
+        body,
+        md5: hash.finalize().into(),
+    })
+}
+
+/// Like [`receive`], where there is no MD5 to compare with.
+pub(super) async fn receive_part(
+    request: &Request,
+    reply: Response,
+    limit: u64,
+    timeouts: &Timeouts,
+) -> Result<Bytes, StoreError> {
+    take(request, reply, limit, timeouts, |_| {}).await
+}
+
+/// The body, each part of it shown to `see` as it comes.
+async fn take(
+    request: &Request,
+    mut reply: Response,
+    limit: u64,
+    timeouts: &Timeouts,
+    mut see: impl FnMut(&[u8]),
+) -> Result<Bytes, StoreError> {
     let announced = announced(reply.headers());
     let too_long = || {
         let detail = format!("the body is longer than {limit} bytes, the most expected here");
@@ -187,7 +213,6 @@ pub(super) async fn receive(
     }
     // Bounded by `limit`, whatever the head said.
     let mut body = BytesMut::with_capacity(announced.unwrap_or(0) as usize);
-    let mut hash = Md5::new();
     loop {
         let part = timeout(timeouts.read, reply.chunk())
             .await
@@ -197,7 +222,7 @@ pub(super) async fn receive(
         if body.len() as u64 + part.len() as u64 > limit {
             return Err(too_long());
         }
-        hash.update(&part);
+        see(&part);
         body.extend_from_slice(&part);
     }
     if let Some(announced) = announced
@@ -206,10 +231,7 @@ pub(super) async fn receive(
         let detail = format!("{} of {announced} bytes came", body.len());
         return Err(request.error(ErrorKind::Corrupt, detail));
     }
-    Ok(Received {
-        body: body.freeze(),
-        md5: hash.finalize().into(),
-    })
+    Ok(body.freeze())
 }
 
 fn announced(headers: &HeaderMap) -> Option<u64> {

@@ -80,6 +80,8 @@ pub mod segment;
 pub mod tables;
 mod wire;
 
+pub(super) use seal::random;
+
 /// Bytes in a block, the unit of the map.
 pub const BLOCK: u64 = 4096;
 /// The most blocks in a frame.
