@@ -4,6 +4,8 @@
 //! does. Mistakes end in exit status 2, help and version in 0, both through
 //! [`clap::Error::exit`].
 
+mod volume;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,6 +14,9 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::{NbdDevice, Sources, parse_device, parse_duration, parse_name};
 
+pub use self::volume::{
+    Check, Compression, Convert, Download, Make, Passphrase, PassphraseFrom, Setup, Upload,
+};
 pub use crate::config::parse_size;
 
 /// An OpenStack Swift container as a Linux block device.
@@ -118,6 +123,12 @@ Common mistakes:
     Download(Download),
     /// Make a volume of an image file or a device
     Upload(Upload),
+    /// Make a volume of format 2 of one of format 1
+    Convert(Convert),
+    /// Read all of a volume and say what is damaged
+    Check(Check),
+    /// Change the passphrase of an encrypted volume
+    Passphrase(Passphrase),
     /// Delete a volume: its data and its container
     Delete(Delete),
     /// Serve volumes over NBD, exports by name, in the foreground
@@ -134,49 +145,6 @@ Common mistakes:
     /// Write the manual pages and the shells' completions
     #[command(name = "__manual", hide = true)]
     Manual(Manual),
-}
-
-/// Arguments of `setup`.
-#[derive(Debug, Clone, Args)]
-#[command(group(clap::ArgGroup::new("how large").required(true).args(["objects", "size"])))]
-#[command(override_usage = "swiftnbd setup [OPTIONS] NAME <OBJECTS | --size SIZE>")]
-#[command(after_help = "\
-Examples:
-  # both make a volume of 1 GiB
-  swiftnbd setup mynbd0 --size 1G
-  swiftnbd setup mynbd0 16384          # objects, of 64 KiB each
-  # for large files
-  swiftnbd setup big --size 1T --object-size 1M
-
-Sizes take K, M, G, T and KiB, MiB, GiB, TiB; all are powers of two.
-
-Common mistakes:
-  - A number without a unit is a number of objects, not of bytes or megabytes.
-  - The size has to be a multiple of the object size.
-  - --force does not empty a volume: its objects stay, and are its content. For an
-    empty one, delete the container first.")]
-pub struct Setup {
-    /// The volume
-    #[arg(value_parser = parse_name)]
-    pub name: String,
-    /// Its size as a number of objects
-    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
-    pub objects: Option<u64>,
-    /// Its size
-    #[arg(long, value_parser = parse_size)]
-    pub size: Option<u64>,
-    /// The size of an object [default: 64KiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub object_size: Option<u64>,
-    /// The format of the volume: 1
-    #[arg(long, value_parser = parse_format)]
-    pub format: Option<u8>,
-    /// The size of a block in bytes: 512
-    #[arg(long, value_name = "BYTES", value_parser = parse_block_size)]
-    pub block_size: Option<u32>,
-    /// Set it up again even if it is a volume already
-    #[arg(short, long)]
-    pub force: bool,
 }
 
 /// Arguments of `attach`.
@@ -207,7 +175,16 @@ pub struct Attach {
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,
+    /// Its passphrase.
+    #[command(flatten)]
+    pub passphrase: PassphraseFrom,
+    /// The passphrase comes on stdin: from `attach` to the process behind it
+    #[arg(long = PASSPHRASE_ON_STDIN, hide = true)]
+    pub passphrase_on_stdin: bool,
 }
+
+/// The hidden option by which `attach` tells that it hands on a passphrase.
+pub const PASSPHRASE_ON_STDIN: &str = "passphrase-on-stdin";
 
 /// Arguments of `detach`.
 #[derive(Debug, Clone, Args)]
@@ -279,65 +256,6 @@ pub struct Name {
     pub name: String,
 }
 
-/// Arguments of `download`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Examples:
-  swiftnbd download mynbd0 mynbd0.raw
-  swiftnbd download mynbd0 mynbd0.raw --quiet --limit 20MiB
-
-IMAGE appears when it is complete; until then the data is in IMAGE.swiftnbd-part.
-After an interruption, the same command goes on from there. Zeros become holes.
-
-Common mistakes:
-  - To download what is attached: it is locked; detach it first.
-  - To copy the image with a tool that fills holes: `cp --sparse=always` keeps them.")]
-pub struct Download {
-    /// The volume
-    #[arg(value_parser = parse_name)]
-    pub name: String,
-    /// The image file; replaced if it is there
-    pub image: PathBuf,
-    /// Show no progress
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Fetch no more than this in a second
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    pub limit: Option<u64>,
-}
-
-/// Arguments of `upload`.
-#[derive(Debug, Clone, Args)]
-#[command(after_help = "\
-Examples:
-  swiftnbd upload disk.raw mynbd0      # makes the volume if need be
-  swiftnbd upload /dev/sdb mynbd1 --object-size 1MiB --limit 20MiB
-
-Holes and zeros are not stored. A volume that is there becomes the image, zeros
-behind it. After an interruption, the same command sends what is missing.
-
-Common mistakes:
-  - To set the volume up first: `upload` makes it. One that is there takes longer,
-    because every object of it that must be zeros is deleted, stored or not.
-  - An image in qcow2 or another format: convert it with `qemu-img convert -O raw`.
-  - To upload a device that is mounted: it is refused, because it changes.")]
-pub struct Upload {
-    /// A raw image: a file, or a block device that nothing uses
-    pub image: PathBuf,
-    /// The volume
-    #[arg(value_parser = parse_name)]
-    pub name: String,
-    /// Show no progress
-    #[arg(short, long)]
-    pub quiet: bool,
-    /// Send no more than this in a second
-    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
-    pub limit: Option<u64>,
-    /// The size of an object, if the volume is made [default: 64KiB]
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
-    pub object_size: Option<u64>,
-}
-
 /// Arguments of `delete`.
 #[derive(Debug, Clone, Args)]
 #[command(after_help = "\
@@ -390,7 +308,10 @@ pub struct Serve {
     /// Allow no writes
     #[arg(long)]
     pub read_only: bool,
-    /// Encrypt, with this certificate (PEM, with its chain)
+    /// Its passphrase, if one volume is named.
+    #[command(flatten)]
+    pub passphrase: PassphraseFrom,
+    /// Encrypt the connections, with this certificate (PEM, with its chain)
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     pub tls_cert: Option<PathBuf>,
     /// The key of the certificate (PEM)
@@ -446,31 +367,5 @@ fn parse_target(text: &str) -> Result<Target, String> {
     match text.contains('/') {
         true => parse_device(text).map(Target::Device),
         false => parse_name(text).map(Target::Name),
-    }
-}
-
-/// Bytes a second, at least one.
-fn parse_rate(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        0 => Err("it must be more than nothing".into()),
-        rate => Ok(rate),
-    }
-}
-
-fn parse_format(text: &str) -> Result<u8, String> {
-    match text {
-        "1" => Ok(1),
-        "2" => Err("format 2 is not available in this version".into()),
-        _ => Err("the format is 1".into()),
-    }
-}
-
-fn parse_block_size(text: &str) -> Result<u32, String> {
-    match text {
-        "512" => Ok(512),
-        "4096" => {
-            Err("blocks of 4096 need format 2, which is not available in this version".into())
-        }
-        _ => Err("the block size is 512".into()),
     }
 }

@@ -177,9 +177,12 @@ impl SetupArgs {
             objects: Some(self.objects),
             size: None,
             object_size: Some(self.object_size),
-            format: Some(1),
-            block_size: None,
+            make: cli::Make {
+                format: Some(1),
+                ..cli::Make::default()
+            },
             force: self.force,
+            passphrase: cli::PassphraseFrom::default(),
         }
     }
 }

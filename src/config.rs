@@ -30,7 +30,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::credentials::Credentials;
+use crate::credentials::{Credentials, Passphrase};
 use crate::error::{Error, Exit, Result};
 use settings::{Settings, Source, VolumeSettings};
 use values::{check_name, nearest, parse_store, quoted};
@@ -50,6 +50,9 @@ const DEFAULT_CACHE: u64 = 64 << 20;
 /// Data answered and not yet durable, in bytes, unless the volume says
 /// otherwise.
 const DEFAULT_DIRTY: u64 = 64 << 20;
+
+/// Pages of a map kept in memory, in bytes, unless the volume says otherwise.
+const DEFAULT_MAP: u64 = 32 << 20;
 
 /// At most so many names are listed in a hint.
 const MAX_LISTED: usize = 8;
@@ -128,6 +131,10 @@ pub struct Volume {
     pub cache: u64,
     /// Data answered and not yet durable, in bytes: 1 MiB to 1 TiB.
     pub dirty: u64,
+    /// Pages of the map in memory, in bytes, in format 2: 1 MiB to 1 TiB.
+    pub map: u64,
+    /// Where the passphrase of an encrypted volume is, if it was said.
+    pub passphrase: Option<Passphrase>,
     /// How long a request waits for a failing store; `None`: for ever.
     pub io_timeout: Option<Duration>,
     /// What keeps its bytes.
@@ -290,6 +297,8 @@ impl Config {
             read_only: settings.read_only,
             cache: settings.cache.unwrap_or(DEFAULT_CACHE),
             dirty: settings.dirty.unwrap_or(DEFAULT_DIRTY),
+            map: settings.map.unwrap_or(DEFAULT_MAP),
+            passphrase: settings.passphrase_file.clone().map(Passphrase::File),
             io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
             backend,
             sources: Arc::clone(&self.sources),

@@ -1,4 +1,5 @@
-//! Who we are to a Swift account, and how to reach it: checked, and complete.
+//! Who we are to a Swift account, and how to reach it: checked, and complete; and
+//! where the passphrase of an encrypted volume comes from.
 //!
 //! Knows: the ways to log in, and what each needs. Does not know: the files and
 //! variables it was read from, nor any request. [`config`](crate::config) makes
@@ -8,6 +9,10 @@
 //! the line with the password has become part of the URL or the user.
 
 use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use zeroize::Zeroizing;
 
 /// A password, a key or a token. `Debug` and `Display` print `…` in its place.
 #[derive(Clone, PartialEq, Eq)]
@@ -34,6 +39,24 @@ impl fmt::Debug for Secret {
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("…")
+    }
+}
+
+/// Where the passphrase of an encrypted volume is. `Debug` does not show it.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Passphrase {
+    /// In this file, which is read when it is needed.
+    File(PathBuf),
+    /// Here: it was typed, or came through a descriptor.
+    Here(Arc<Zeroizing<Vec<u8>>>),
+}
+
+impl fmt::Debug for Passphrase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Passphrase::File(path) => f.debug_tuple("File").field(path).finish(),
+            Passphrase::Here(_) => f.write_str("…"),
+        }
     }
 }
 

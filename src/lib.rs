@@ -20,11 +20,14 @@
 //!
 //! # A write, from the kernel to Swift
 //! The kernel's nbd driver sends WRITE over one end of a socketpair.
-//! [`nbd::transmission`] reads it, [`device`] checks its bounds, and
-//! [`image::objects`] copies it into its table of dirty objects; then it is
-//! answered. Uploads of dirty objects go through [`store::retry`], which waits out
-//! whatever fails, to [`store::swift`], for which only 201 means stored. FLUSH is
-//! answered when everything that was answered before it has its 201.
+//! [`nbd::transmission`] reads it, [`device`] checks its bounds. In format 2
+//! [`image::log`] copies it into the open segment, and it is answered; a segment is
+//! sealed, encoded and stored under a new name, and the map shows it once it and
+//! every one before it are durable. In format 1 [`image::objects`] copies it into its
+//! table of dirty objects, which are overwritten in place. Either way requests go
+//! through [`store::retry`], which waits out whatever fails, to [`store::swift`], for
+//! which only 201 means stored; FLUSH is answered when everything that was answered
+//! before it has its 201.
 
 pub mod cli;
 pub mod compat;

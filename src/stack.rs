@@ -1,13 +1,14 @@
 //! Builds the data path: the only file that names every layer.
 //!
 //! ```text
-//! nbd::transmission → device → image::objects → store::retry → store::{swift, dir}
+//! nbd::transmission → device → image::{objects, log} → store::retry → store::{swift, dir}
 //! ```
 
 use std::sync::Arc;
 
 use crate::config::{Backend, Volume};
-use crate::image::Image;
+use crate::image::log::format::keys::Passphrase;
+use crate::image::log::{self, Log, LogError, Who};
 use crate::image::objects::layout::Layout;
 use crate::image::objects::{Limits, Objects};
 use crate::store::dir::DirStore;
@@ -74,15 +75,27 @@ pub fn container(volume: &Volume) -> Result<Container, StoreError> {
     })
 }
 
-/// Starts the volume of this layout over its container. Within a tokio runtime.
-pub fn image(volume: &Volume, container: &Container, layout: Layout) -> Arc<dyn Image> {
+/// Starts the volume of format 1 over its container; `live` is the store that it uses.
+/// Within a tokio runtime.
+pub fn objects(volume: &Volume, live: &Arc<dyn ObjectStore>, layout: Layout) -> Objects {
     let limits = Limits {
         cache: volume.cache,
         dirty: volume.dirty,
     };
-    Arc::new(Objects::start(
-        Arc::clone(&container.patient),
-        layout,
-        limits,
-    ))
+    Objects::start(Arc::clone(live), layout, limits)
+}
+
+/// Opens the volume of format 2 over its container; `live` is the store that it uses
+/// once it is open. Within a tokio runtime.
+pub async fn log(
+    volume: &Volume,
+    container: &Container,
+    live: &Arc<dyn ObjectStore>,
+    passphrase: Option<&Passphrase>,
+    who: Who,
+) -> Result<Log, LogError> {
+    let (cache, dirty, map) = (volume.cache, volume.dirty, volume.map);
+    let limits = log::Limits::new(cache, dirty, map, volume.io_timeout);
+    let attaching = Arc::clone(&container.impatient);
+    Log::open(attaching, Arc::clone(live), passphrase, limits, who).await
 }

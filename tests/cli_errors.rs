@@ -125,7 +125,9 @@ everywhere! {
         sandbox.set_up(16, 4096);
         sandbox.put("disk.part/00000005", &[5; 4096]);
         let before = sandbox.snapshot();
-        sandbox.run(&["setup", VOLUME, "32"]).failed(1, &[VOLUME, "64KiB"], "--force");
+        sandbox.run(&["setup", VOLUME, "32"]).failed(1, &[VOLUME, "64KiB", "format 1"], "delete vol");
+        sandbox.run(&["setup", VOLUME, "32", "--force"]).failed(1, &[VOLUME, "format 1"], "--force");
+        sandbox.run(&["setup", VOLUME, "32", "--format", "1"]).failed(1, &[VOLUME, "64KiB"], "--force");
         sandbox.run(&["setup", VOLUME, "16", "--object-size", "4096"])
             .failed(1, &[VOLUME], "--force");
         assert_eq!(sandbox.snapshot(), before);
@@ -142,6 +144,8 @@ everywhere! {
         sandbox.put("disk.part/00000000", &[9; 4096]);
         let before = sandbox.snapshot();
         sandbox.run(&["setup", VOLUME, "16"]).failed(1, &[VOLUME, "holds the objects"], "--force");
+        sandbox.run(&["setup", VOLUME, "16", "--format", "1"])
+            .failed(1, &[VOLUME, "holds the objects"], "--force");
         assert_eq!(sandbox.snapshot(), before);
     }
 
@@ -258,11 +262,69 @@ fn usage() {
         (&["setup", VOLUME, "0"], "0"),
         (&["setup", VOLUME, "many"], "many"),
         (&["setup", VOLUME, "--size", "1Q"], "Q"),
-        (&["setup", VOLUME, "--size", "100000"], "65536"),
+        (&["setup", VOLUME, "--size", "100000"], "102400"),
+        (&["setup", VOLUME, "--size", "17T"], "16TiB"),
+        (
+            &["setup", VOLUME, "--size", "100000", "--format", "1"],
+            "65536",
+        ),
+        (
+            &["setup", VOLUME, "16", "--format", "1", "--encrypt"],
+            "format 2",
+        ),
+        (
+            &[
+                "setup",
+                VOLUME,
+                "16",
+                "--format",
+                "1",
+                "--block-size",
+                "4096",
+            ],
+            "format 2",
+        ),
+        (
+            &[
+                "setup",
+                VOLUME,
+                "16",
+                "--object-size",
+                "4096",
+                "--compression",
+                "lz4",
+            ],
+            "format 2",
+        ),
+        (
+            &[
+                "setup",
+                VOLUME,
+                "16",
+                "--object-size",
+                "4096",
+                "--format",
+                "2",
+            ],
+            "--object-size",
+        ),
+        (&["setup", VOLUME, "16", "--block-size", "1024"], "4096"),
+        (&["setup", VOLUME, "16", "--encrypt"], "--passphrase-file"),
+        (
+            &["setup", VOLUME, "16", "--passphrase", "open-sesame"],
+            "--passphrase",
+        ),
+        (&["passphrase", VOLUME], "--new-passphrase-file"),
+        (&["convert", VOLUME], "NEW"),
+        (&["convert", VOLUME, VOLUME], "one container"),
         (&["setup", VOLUME, "16", "--object-size", "1000"], "512"),
         (&["setup", VOLUME, "16", "--object-size", "0"], "512"),
         (&["setup", VOLUME, "16", "--object-size", "1T"], "1TiB"),
-        (&["setup", VOLUME, "18446744073709551615"], "objects"),
+        (&["setup", VOLUME, "18446744073709551615"], "16TiB"),
+        (
+            &["setup", VOLUME, "18446744073709551615", "--format", "1"],
+            "objects",
+        ),
         (&["setup", VOLUME, "16", "--format", "3"], "format"),
         (&["setup", "a/b", "16"], "a/b"),
         (&["setup", "..", "16"], ".."),
@@ -544,7 +606,7 @@ fn refusals_of_a_container() {
         ("POST", 403, "a role that may write"),
     ] {
         answer(&tamper, method, status);
-        let outcome = sandbox.run(&["setup", VOLUME, "32", "--force"]);
+        let outcome = sandbox.run(&["setup", VOLUME, "32", "--format", "1", "--force"]);
         outcome.failed(5, &[VOLUME, method, &sandbox.container], hint);
         tamper.forward();
         assert_eq!(sandbox.snapshot(), before, "{method} {status}");
@@ -631,9 +693,9 @@ fn lost_answers() {
         assert_eq!(tamper.hits(), 1);
     };
     lose_one("PUT");
-    succeeds(&["setup", VOLUME, "16"]);
+    succeeds(&["setup", VOLUME, "16", "--format", "1"]);
     lose_one("POST");
-    succeeds(&["setup", VOLUME, "8", "--force"]);
+    succeeds(&["setup", VOLUME, "8", "--format", "1", "--force"]);
     assert_eq!(sandbox.metadata("swiftnbd-objects"), "8");
     lose_one("POST");
     succeeds(&["lock", VOLUME]);
@@ -656,7 +718,7 @@ fn metadata_that_do_not_stick() {
             Act::Forward
         }
     });
-    let outcome = sandbox.run(&["setup", VOLUME, "32", "--force"]);
+    let outcome = sandbox.run(&["setup", VOLUME, "32", "--format", "1", "--force"]);
     outcome.failed(1, &[VOLUME, "other metadata"], "");
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use clap::{CommandFactory, Parser};
-use swiftnbd::cli::{Cli, Command, Target};
+use swiftnbd::cli::{Cli, Command, Compression, Target};
 
 fn parse(line: &str) -> Cli {
     let words = line.split_whitespace();
@@ -35,10 +35,10 @@ fn setup_takes_objects_or_a_size() {
         ("mynbd0", Some(16384))
     );
     assert_eq!(
-        (setup.size, setup.object_size, setup.format),
+        (setup.size, setup.object_size, setup.make.format),
         (None, None, None)
     );
-    assert!(!setup.force);
+    assert!(!setup.force && !setup.make.encrypt);
 
     let line = "swiftnbd setup v --size 1GiB --object-size 128K --format 1 --block-size 512 -f";
     let Command::Setup(setup) = parse(line).command else {
@@ -46,11 +46,22 @@ fn setup_takes_objects_or_a_size() {
     };
     assert_eq!((setup.objects, setup.size), (None, Some(1 << 30)));
     assert_eq!(
-        (setup.object_size, setup.format),
+        (setup.object_size, setup.make.format),
         (Some(128 << 10), Some(1))
     );
-    assert_eq!(setup.block_size, Some(512));
+    assert_eq!(setup.make.block_size, Some(512));
     assert!(setup.force);
+
+    let line = "swiftnbd setup v --size 1G --block-size 4096 --compression none --encrypt \
+                --passphrase-fd 3";
+    let Command::Setup(setup) = parse(line).command else {
+        panic!("not setup");
+    };
+    assert_eq!(setup.make.block_size, Some(4096));
+    assert_eq!(setup.make.compression, Some(Compression::None));
+    assert!(setup.make.encrypt && !setup.force);
+    assert_eq!(setup.passphrase.passphrase_fd, Some(3));
+    assert_eq!(setup.passphrase.passphrase_file, None);
 }
 
 #[test]
@@ -108,6 +119,20 @@ fn the_other_verbs() {
         parse("swiftnbd upload image v --object-size 1M --quiet").command,
         Command::Upload(of) if of.name == "v" && of.image == Path::new("image")
             && of.quiet && of.limit.is_none() && of.object_size == Some(1 << 20)
+    ));
+    assert!(matches!(
+        parse("swiftnbd convert v w --encrypt --limit 1M").command,
+        Command::Convert(of) if of.name == "v" && of.new == "w" && of.encrypt
+            && of.limit == Some(1 << 20)
+    ));
+    assert!(matches!(
+        parse("swiftnbd check v --repair --json").command,
+        Command::Check(of) if of.name == "v" && of.repair && of.json
+    ));
+    assert!(matches!(
+        parse("swiftnbd passphrase v --new-passphrase-file f --passphrase-fd 4").command,
+        Command::Passphrase(of) if of.name == "v" && of.passphrase.passphrase_fd == Some(4)
+            && of.new_passphrase_file.as_deref() == Some(Path::new("f"))
     ));
     assert!(matches!(
         parse("swiftnbd delete v --yes").command,
@@ -175,12 +200,13 @@ fn mistakes_are_usage_errors_that_say_what_is_wrong() {
         ("swiftnbd setup v --size 1.5G", "1536M, not 1.5G"),
         ("swiftnbd setup v --size 16777216T", "larger than 64 bits"),
         ("swiftnbd setup v --size 1X", "'X' is no unit of size"),
+        ("swiftnbd setup v 1 --format 3", "the format is 1 or 2"),
+        ("swiftnbd setup v 1 --block-size 1024", "512 or 4096"),
+        ("swiftnbd setup v 1 --compression zip", "lz4"),
         (
-            "swiftnbd setup v 1 --format 2",
-            "format 2 is not available in this version",
+            "swiftnbd setup v 1 --passphrase-file f --passphrase-fd 3",
+            "cannot be used with",
         ),
-        ("swiftnbd setup v 1 --format 3", "the format is 1"),
-        ("swiftnbd setup v 1 --block-size 4096", "need format 2"),
         ("swiftnbd setup a/b 1", "contains a '/'"),
         ("swiftnbd attach v /dev/sda", "/dev/nbd0"),
         ("swiftnbd attach v /dev/nbd0p1", "partition"),

@@ -1,6 +1,6 @@
-//! `upload` and `download`: images go in and come out as they were, whatever
-//! happens on the way; nothing is sent twice, and nothing looks complete that is
-//! not.
+//! `upload` and `download` of volumes of format 1: images go in and come out as they
+//! were, whatever happens on the way; nothing is sent twice, and nothing looks complete
+//! that is not. Those of format 2 are in `cli_format2`.
 //!
 //! Those of Swift need `scripts/lab run -- cargo test --test cli_transfer`, or
 //! `scripts/test`; without one they fail.
@@ -95,7 +95,7 @@ everywhere! {
         let file = OpenOptions::new().write(true).open(&disk).unwrap();
         file.write_all_at(&vec![0; 256 * 1024], 20 * 64 * KIB).unwrap();
 
-        sandbox.run(&upload(&disk, &[])).is_silent();
+        sandbox.run(&upload(&disk, &["--format", "1"])).is_silent();
         let listed = sandbox.run(&["list"]);
         assert_eq!(listed.stdout, "vol objects=41 size=2686976 (version=1, unlocked)\n");
         let last = sandbox.metadata("swiftnbd-last");
@@ -473,7 +473,7 @@ fn a_signal() {
     let copy = path(&sandbox, "copy.raw");
     image(&disk, 64 * 64 * KIB, &[(0, 64 * 64 * KIB)]);
     for (args, method) in [
-        (upload(&disk, &["--limit", "64KiB"]), "PUT"),
+        (upload(&disk, &["--format", "1", "--limit", "64KiB"]), "PUT"),
         (download(&copy, &["--limit", "64KiB"]), "GET"),
     ] {
         tamper.forward();

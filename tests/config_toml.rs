@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use config_dir::{assert_says, load_toml, v1};
 use swiftnbd::config::{Backend, NbdDevice, Volume};
+use swiftnbd::credentials::Passphrase;
 use swiftnbd::error::{Error, Exit};
 
 const SWIFT: &str = r#"[swift]
@@ -42,6 +43,7 @@ fn defaults() {
     assert_eq!(volume.device, None);
     assert!(!volume.attach_at_boot && !volume.read_only);
     assert_eq!((volume.cache, volume.dirty), (64 << 20, 64 << 20));
+    assert_eq!((volume.map, volume.passphrase), (32 << 20, None));
     assert_eq!(volume.io_timeout, None);
     let (auth_url, username, password) = v1(&volume.backend);
     assert_eq!(auth_url, "https://swift.example/auth/v1.0");
@@ -59,6 +61,8 @@ fn every_key() {
         read_only = true
         cache = "1MiB"
         dirty = 1_048_577
+        map = "2MiB"
+        passphrase_file = "/etc/swiftnbd/v.pass"
         io_timeout = "5m"
         flush = "swift"
         password = "other"
@@ -69,6 +73,9 @@ fn every_key() {
     assert_eq!(volume.device, NbdDevice::new(3));
     assert!(volume.attach_at_boot && volume.read_only);
     assert_eq!((volume.cache, volume.dirty), (1 << 20, (1 << 20) + 1));
+    assert_eq!(volume.map, 2 << 20);
+    let file = Passphrase::File("/etc/swiftnbd/v.pass".into());
+    assert_eq!(volume.passphrase, Some(file));
     assert_eq!(volume.io_timeout, Some(Duration::from_secs(300)));
     let (auth_url, username, password) = v1(&volume.backend);
     assert_eq!(auth_url, "https://swift.example/auth/v1.0");
@@ -228,6 +235,8 @@ fn wrong_values_say_why() {
             "dirty = \"64MiB\"",
         ),
         ("dirty = \"1023KiB\"", "1023KiB is not between", ""),
+        ("map = \"1\"", "1 bytes is not between", "map = \"64MiB\""),
+        ("passphrase_file = \"v.pass\"", "must be absolute", ""),
         ("cache = -1", "negative or too large", ""),
         ("cache = \"64XB\"", "'XB' is no unit of size", ""),
         ("io_timeout = \"soon\"", "30s, 5m", ""),

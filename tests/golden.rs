@@ -17,7 +17,8 @@ use bytes::Bytes;
 use plain_swift::Swift;
 use swiftnbd::credentials::Credentials;
 use swiftnbd::image::Image;
-use swiftnbd::image::objects::meta::{self, Holder};
+use swiftnbd::image::meta::{self, Format, Holder};
+use swiftnbd::image::objects::layout::Layout;
 use swiftnbd::image::objects::{Limits, Objects};
 use swiftnbd::store::dir::DirStore;
 use swiftnbd::store::memory::MemoryService;
@@ -98,15 +99,16 @@ fn by_the_originals_rules(objects: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
 /// The image in these metadata: open, as `attach` opens it.
 async fn open(store: &Arc<dyn ObjectStore>) -> Objects {
     let there = meta::read(&**store).await.unwrap();
-    assert_eq!(
-        (there.layout.objects, there.layout.object_size),
-        (OBJECTS as u64, SIZE as u32)
-    );
+    let layout = Layout {
+        objects: OBJECTS as u64,
+        object_size: SIZE as u32,
+    };
+    assert_eq!(there.format, Format::Objects(layout));
     let limits = Limits {
         cache: 1 << 20,
         dirty: 1 << 20,
     };
-    Objects::start(Arc::clone(store), there.layout, limits)
+    Objects::start(Arc::clone(store), layout, limits)
 }
 
 async fn read(image: &Objects, offset: usize, length: usize) -> Vec<u8> {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 /// A room, and the rooms of this crate that it may name.
 const ROOMS: &[(&str, &[&str])] = &[
     ("src/error.rs", &[]),
-    ("src/cli.rs", &["config", "control::attach::DAEMON_VERB"]),
+    ("src/cli", &["config", "control::attach::DAEMON_VERB"]),
     ("src/compat.rs", &["cli", "config", "error"]),
     ("src/manual.rs", &["cli", "error"]),
     ("src/credentials.rs", &[]),

@@ -73,14 +73,13 @@ async fn much_comes_in_large_gets_in_parallel_and_within_the_bounds() {
     }
     // 64 MiB in all, with a cache of 64: an eighth of that may be under way.
     let frames = shelf.frames(64 * MIB);
-    let contents = frames.get(&wanted).await.unwrap();
-    check(&wanted, &contents);
+    shelf.hold();
+    let all = reader(&frames, &wanted);
+    shelf.until_got(2).await;
+    shelf.release_all();
+    check(&wanted, &all.await.unwrap().unwrap());
     let got = shelf.got();
     assert!(got.len() <= 3 * 8, "{} GETs", got.len());
-    assert!(
-        shelf.most.load(Ordering::SeqCst) >= 2,
-        "one after the other"
-    );
     let most = shelf.most_bytes.load(Ordering::SeqCst);
     assert!(most <= 8 * MIB, "{most} bytes were under way");
     assert!(frames.cached_bytes() <= 64 * MIB);
@@ -323,7 +322,7 @@ async fn prefetching_is_bounded_and_goes_on_afterwards() {
         .iter()
         .filter_map(|(_, _, length)| *length)
         .sum();
-    assert!(bytes <= 24 * MIB && bytes > 20 * MIB, "{bytes} bytes");
+    assert!(bytes <= 48 * MIB && bytes > 40 * MIB, "{bytes} bytes");
     frames.prefetch(&stored[2000..]);
     until(|| frames.cached(&stored[2047]).is_some()).await;
 }

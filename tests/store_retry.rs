@@ -99,6 +99,15 @@ async fn creating_is_repeated_and_may_find_its_own_object() {
     let (fake, retry) = live([Step::LandLate(Duration::ZERO)]);
     assert!(!retry.put_new("a", A).await.unwrap());
     assert_eq!((fake.object("a"), fake.requests()), (Some(A), 2));
+    // So it can be stored again for certain, at once.
+    let (fake, retry) = live([Step::LandLate(Duration::ZERO)]);
+    let began = Instant::now();
+    assert!(!retry.put_new("a", A).await.unwrap());
+    retry.put("a", A).await.unwrap();
+    assert!(began.elapsed() < SECOND, "the same bytes need not wait");
+    assert_eq!(fake.requests(), 3);
+    retry.put("a", B).await.unwrap();
+    assert!(began.elapsed() >= LINGER, "others must");
     // Nor does it land on what was written later.
     let (fake, retry) = live([Step::LandLate(25 * SECOND)]);
     assert!(retry.put_new("a", A).await.unwrap());

@@ -22,9 +22,11 @@ pub(super) struct VolumeSettings {
     pub read_only: bool,
     pub cache: Option<u64>,
     pub dirty: Option<u64>,
+    pub map: Option<u64>,
     /// Zero: wait for ever.
     pub io_timeout: Option<Duration>,
     pub store: Option<PathBuf>,
+    pub passphrase_file: Option<PathBuf>,
     pub login: Login,
 }
 

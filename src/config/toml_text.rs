@@ -14,27 +14,29 @@ use super::keys::Key;
 use super::login::Login;
 use super::settings::{Settings, Source, VolumeSettings, shown_key};
 use super::values::{
-    Checked, check_container, check_name, format_size, nearest, parse_device, parse_duration,
-    parse_size, parse_store, quoted,
+    Checked, check_container, check_file, check_name, format_size, nearest, parse_device,
+    parse_duration, parse_size, parse_store, quoted,
 };
 use crate::error::{Error, Result};
 
 const SECTIONS: [&str; 2] = ["swift", "volumes"];
 
 /// The keys of `[volumes.NAME]` besides those of `[swift]`.
-const VOLUME_KEYS: [&str; 9] = [
+const VOLUME_KEYS: [&str; 11] = [
     "container",
     "device",
     "attach_at_boot",
     "read_only",
     "cache",
     "dirty",
+    "map",
     "io_timeout",
     "flush",
     "store",
+    "passphrase_file",
 ];
 
-/// Bounds of `cache` and `dirty`: below, every object is fetched or uploaded
+/// Bounds of `cache`, `dirty` and `map`: below, every object is fetched or uploaded
 /// again at once; above, the unit is certainly a mistake.
 const MIN_MEMORY: u64 = 1 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
@@ -117,11 +119,17 @@ fn volume_key(settings: &mut VolumeSettings, entry: &Entry<'_>) -> Result<()> {
         "read_only" => settings.read_only = entry.boolean()?,
         "cache" => settings.cache = Some(entry.memory()?),
         "dirty" => settings.dirty = Some(entry.memory()?),
+        "map" => settings.map = Some(entry.memory()?),
         "io_timeout" => {
             settings.io_timeout = Some(entry.parsed_number("a time: \"30s\"", parse_duration)?)
         }
         "flush" => entry.flush()?,
         "store" => settings.store = Some(entry.parsed("a store: \"dir:PATH\"", parse_store)?),
+        "passphrase_file" => {
+            let path = entry.text("a path in quotes")?;
+            check_file(path).map_err(|why| entry.wrong(why))?;
+            settings.passphrase_file = Some(path.into());
+        }
         _ if entry.login(&mut settings.login)? => {}
         _ => {
             let mut known = VOLUME_KEYS.to_vec();

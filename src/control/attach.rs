@@ -2,17 +2,19 @@
 //! of its own and passes on what that says, until the device is ready.
 //!
 //! The daemon is this program started anew: it shares no memory, no threads and
-//! no descriptors with the caller but one pipe, its stdout, on which it reports.
+//! no descriptors with the caller but one pipe, its stdout, on which it reports, and
+//! another, its stdin, if a passphrase was typed or came through a descriptor.
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
-use super::{require_root, sysfs};
-use crate::cli::{Attach, Global};
+use super::{block_on, container, passphrase, require_root, sysfs};
+use crate::cli::{Attach, Global, PASSPHRASE_ON_STDIN};
 use crate::config::{Config, NbdDevice, Volume};
+use crate::credentials::Passphrase;
 use crate::error::{Error, Exit, Result};
 
 /// The hidden verb that a daemon is started with.
@@ -36,19 +38,34 @@ pub enum Report {
 /// Attaches in the background and prints the device.
 pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
     require_root("attach")?;
-    let volume = config.volume(&args.name)?;
+    let mut volume = config.volume(&args.name)?;
     sysfs::ensure_driver()?;
     if let Some(device) = wanted_device(&volume, args) {
         check_free(device)?;
     }
-    let daemon = Command::new("/proc/self/exe")
+    passphrase::choose(&mut volume, &args.passphrase)?;
+    let container = container(&volume)?;
+    block_on(passphrase::ask_if_needed(&mut volume, &container))?;
+    let handed_on = match &volume.passphrase {
+        Some(Passphrase::Here(bytes)) => Some(bytes),
+        Some(Passphrase::File(_)) | None => None,
+    };
+    let mut daemon = Command::new("/proc/self/exe")
         .arg0("swiftnbd")
         .args(arguments(global, args))
-        .stdin(Stdio::null())
+        .args(handed_on.map(|_| format!("--{PASSPHRASE_ON_STDIN}")))
+        .stdin(match handed_on {
+            Some(_) => Stdio::piped(),
+            None => Stdio::null(),
+        })
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
         .map_err(|error| Error::failed(format!("cannot start the daemon: {error}")))?;
+    if let (Some(bytes), Some(mut stdin)) = (handed_on, daemon.stdin.take()) {
+        // One that has ended says why below.
+        let _ = stdin.write_all(bytes);
+    }
     let device = await_ready(daemon, |how| {
         Error::failed(format!(
             "volume {}: the daemon died before the device was ready ({how})",
@@ -126,6 +143,9 @@ fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
         if let Some(path) = path {
             words.extend([option.into(), path.into()]);
         }
+    }
+    if let Some(path) = &args.passphrase.passphrase_file {
+        words.extend(["--passphrase-file".into(), path.into()]);
     }
     if let Some(store) = &global.store {
         words.extend(["--store".into(), store.into()]);

@@ -33,7 +33,7 @@ use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, unix_now};
 use super::session::Session;
 use super::signals::Signals;
-use super::{require_root, service, sysfs};
+use super::{block_on, container, passphrase, require_root, service, sysfs};
 use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
@@ -135,6 +135,14 @@ fn attach_and_serve(
     require_root("attach")?;
     let mut volume = config.volume(&args.name)?;
     volume.read_only |= args.read_only;
+    match args.passphrase_on_stdin {
+        true => volume.passphrase = Some(passphrase::from_stdin()?),
+        false => passphrase::choose(&mut volume, &args.passphrase)?,
+    }
+    if matches!(reporter, Reporter::Terminal) {
+        let container = container(&volume)?;
+        block_on(passphrase::ask_if_needed(&mut volume, &container))?;
+    }
     sysfs::ensure_driver()?;
     let wanted = match wanted_device(&volume, args) {
         Some(device) => Wanted::This(device),

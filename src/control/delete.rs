@@ -21,8 +21,9 @@ use super::{container, volumes};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Result};
+use crate::image::log::format::names::Name;
+use crate::image::meta::{self, Holder, MetaError, doom};
 use crate::image::objects::layout;
-use crate::image::objects::meta::{self, Holder, MetaError, doom};
 use crate::store::{ErrorKind, ObjectStore};
 
 /// Names in one listing, below every Swift's limit.
@@ -74,8 +75,11 @@ async fn describe(store: &dyn ObjectStore, volume: &Volume) -> Result<String> {
     match meta::read(store).await {
         Ok(there) => match there.client {
             Some(client) => Err(explain::meta(volume, &MetaError::Locked(client))),
-            None => Ok(format!("all its {}", format_size(there.layout.size()))),
+            None => Ok(format!("all its {}", format_size(there.format.size()))),
         },
+        Err(MetaError::Unfinished(source)) => {
+            Ok(format!("an unfinished conversion of container {source}"))
+        }
         Err(MetaError::Deleting) => Ok("what is left of it".to_owned()),
         Err(error) => Err(explain::meta(volume, &error)),
     }
@@ -165,7 +169,7 @@ async fn delete_objects(
         let (ours, others): (Vec<_>, Vec<_>) = page
             .into_iter()
             .map(|listed| listed.name)
-            .partition(|name| layout::index(name).is_some());
+            .partition(|name| layout::index(name).is_some() || Name::parse(name).is_some());
         if strangers.0 == 0
             && let Some(first) = others.first()
         {

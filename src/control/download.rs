@@ -5,44 +5,99 @@
 //! as it comes. Of what an earlier attempt left behind nothing is taken on trust: a
 //! part of the file stays if Swift says, asked for the object's newest version, that
 //! its MD5 is that of the part. So the volume may change between two attempts.
+//!
+//! All this is of format 1. A volume of format 2 is opened and read; what its map has as
+//! a hole costs no request, and every frame is verified.
 
 use std::sync::Arc;
 
-use super::daemon;
-use super::explain;
 use super::signals::Signals;
 use super::transfer::claim::{Claim, Place, Verb};
+use super::transfer::copy::{self, Content, Copy};
 use super::transfer::image::Target;
 use super::transfer::progress::Progress;
 use super::transfer::{Pace, blocking, in_parallel, width};
+use super::{daemon, explain, open, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume};
 use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::image::meta::Format;
 use crate::image::objects::layout::Layout;
 use crate::store::{ErrorKind, ObjectStore};
 
 /// Carries it out.
 pub fn run(config: &Config, args: &cli::Download) -> Result<()> {
-    let volume = config.volume(&args.name)?;
+    let mut volume = config.volume(&args.name)?;
+    passphrase::choose(&mut volume, &args.passphrase)?;
     let runtime = daemon::runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let place = Place::enter(&volume)?;
+        passphrase::ask_if_needed(&mut volume, place.container()).await?;
         let claim = place.claim(Verb::Download, "", false).await?;
-        let fetched = fetch(&volume, &claim, args, &mut signals).await;
+        let fetched = match claim.format() {
+            Format::Objects(layout) => fetch(&volume, &claim, layout, args, &mut signals).await,
+            Format::Log { .. } => match read(&volume, &claim, args, &mut signals).await {
+                Ok(done) => done,
+                // It could not be closed: it stays ours.
+                Err(error) => return Err(error),
+            },
+        };
         let released = claim.release(&mut signals).await;
         fetched.and(released)
     })
 }
 
-async fn fetch(
+/// Makes the image of a volume of format 2. Fails if the volume cannot be given back;
+/// what came of the download is the result.
+async fn read(
     volume: &Volume,
     claim: &Claim,
     args: &cli::Download,
     signals: &mut Signals,
+) -> Result<Result<()>> {
+    let log = match open::log(volume, claim.container(), &claim.store()).await {
+        Ok(log) => Arc::new(log),
+        Err(error) => return Ok(Err(error)),
+    };
+    let copy = Arc::new(Copy {
+        pace: Pace::new(args.limit),
+        progress: Progress::bytes(log.size(), args.quiet),
+    });
+    let content = Content {
+        volume: volume.clone(),
+        image: Arc::clone(&log) as Arc<dyn Image>,
+    };
+    let done = async {
+        let target = Arc::new(Target::open(&args.image, log.size())?);
+        let copied = copy.into_file(&content, Arc::clone(&target), signals).await;
+        copy.progress.end();
+        copied?;
+        claim.check().await?;
+        finish(target).await
+    }
+    .await;
+    copy::close(volume, &log, signals).await?;
+    Ok(done)
+}
+
+/// Makes what is complete the image.
+async fn finish(target: Arc<Target>) -> Result<()> {
+    match Arc::into_inner(target) {
+        Some(target) => blocking(move || target.finish()).await,
+        None => Err(Error::failed("a part of the work goes on")),
+    }
+}
+
+async fn fetch(
+    volume: &Volume,
+    claim: &Claim,
+    layout: Layout,
+    args: &cli::Download,
+    signals: &mut Signals,
 ) -> Result<()> {
     claim.await_quiet(signals).await?;
-    let layout = claim.layout();
     let download = Arc::new(Download {
         volume: volume.clone(),
         store: claim.store(),

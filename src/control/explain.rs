@@ -3,7 +3,8 @@
 use crate::config::{Backend, Volume};
 use crate::error::{Error, Exit};
 use crate::image::ImageError;
-use crate::image::objects::meta::MetaError;
+use crate::image::log::LogError;
+use crate::image::meta::MetaError;
 use crate::store::{ErrorKind, StoreError};
 
 /// A volume by its name, and its container if that has another one.
@@ -77,9 +78,19 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
         MetaError::UnknownVersion(_) => {
             Error::failed(message).hint("a newer version of swiftnbd may know it")
         }
+        MetaError::Damaged {
+            key: "Size" | "Block-Size",
+            ..
+        } => Error::failed(message).hint(format!(
+            "the volume itself knows its size: `swiftnbd check {name} --repair` writes the \
+             metadata anew"
+        )),
         MetaError::Damaged { .. } => Error::failed(message).hint(format!(
             "if you know its size: `swiftnbd setup --force {name} OBJECTS --object-size SIZE` \
              writes the metadata anew and leaves the data alone"
+        )),
+        MetaError::Unfinished(_) => Error::new(Exit::InUse, message).hint(format!(
+            "the same `swiftnbd convert` again completes it; `swiftnbd delete {name}` gives it up"
         )),
         MetaError::Deleting => Error::new(Exit::InUse, message)
             .hint(format!("`swiftnbd delete {name}` deletes the rest of it")),
@@ -90,11 +101,47 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
     }
 }
 
+/// A volume of format 2 that cannot be opened.
+pub fn log(volume: &Volume, error: &LogError) -> Error {
+    let name = &volume.name;
+    let message = format!("{}: {error}", who(volume));
+    match error {
+        LogError::Store(error) if error.kind == ErrorKind::Denied && volume.read_only => {
+            store(volume, error).hint(
+                "a volume of format 2 is claimed by writing to its container, also by who only \
+                 reads it: this user has to be allowed to write there",
+            )
+        }
+        LogError::Store(error) => store(volume, error),
+        LogError::NotAVolume => Error::new(Exit::NotFound, message).hint(format!(
+            "`swiftnbd setup {name} --size SIZE` makes the container a volume"
+        )),
+        LogError::WrongPassphrase => Error::new(Exit::Denied, message)
+            .hint("nothing was changed; look where the passphrase came from"),
+        LogError::PassphraseNeeded => Error::new(Exit::Denied, message).hint(
+            "name the file of its passphrase with --passphrase-file, or with passphrase_file in \
+             the configuration",
+        ),
+        LogError::NotEncrypted => Error::new(Exit::Denied, message).hint(
+            "if it was encrypted before, somebody has replaced it; else leave the passphrase out",
+        ),
+        LogError::Superseded(_) | LogError::Fenced(_) => Error::new(Exit::InUse, message)
+            .hint("somebody else uses the volume at the same time: `swiftnbd list` may show who"),
+        LogError::Damaged { .. } | LogError::Missing { .. } => Error::failed(message).hint(
+            format!("`swiftnbd check {name}` tells what is damaged besides"),
+        ),
+        LogError::Geometry(_) => Error::new(Exit::Usage, message),
+    }
+}
+
 /// A failure of a running volume.
 pub fn image(volume: &Volume, error: &ImageError) -> Error {
     match error {
         ImageError::Store(error) => store(volume, error),
-        ImageError::Damaged(_) | ImageError::Superseded(_) | ImageError::Closed => {
+        ImageError::Superseded(_) => {
+            Error::new(Exit::InUse, format!("volume {}: {error}", volume.name))
+        }
+        ImageError::Damaged(_) | ImageError::Closed => {
             Error::failed(format!("volume {}: {error}", volume.name))
         }
     }

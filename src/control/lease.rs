@@ -1,26 +1,27 @@
-//! The right to write a volume. In format 1 that is the original's lock in the
-//! container's metadata, and on one machine a lock file besides.
+//! The right to write a volume. That is the original's lock in the container's
+//! metadata, and on one machine a lock file besides. A volume of format 2 is claimed
+//! anew each time that it is opened, too: whoever wrote to it before, and is still
+//! alive, cannot change any more what is read.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::time::sleep;
 
-use super::explain;
 use super::registry::{self, VolumeLock, unix_now};
 use super::reload::Reload;
 use super::signals::Signals;
+use super::{explain, open};
 use crate::config::{Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
-use crate::image::objects::meta::{self, Holder, MetaError};
 use crate::stack::{self, Container};
 use crate::store::ErrorKind;
-
-/// Logical block size of a volume in format 1, in bytes.
-pub(super) const BLOCK_SIZE: u32 = 512;
 
 /// After an unlock by hand, attaching waits for requests of the dead holder that
 /// may still be on their way. When that was is told by the clock of whoever
@@ -33,6 +34,21 @@ pub(super) fn unlocked_lately(then: Option<u64>) -> bool {
     then.is_some_and(|then| unix_now() < then.saturating_add(CLOCKS_DIFFER.as_secs()))
 }
 
+fn interrupted(volume: &Volume) -> Error {
+    Error::failed(format!("volume {}: interrupted", volume.name))
+}
+
+/// Refuses memory with which format 1 could not work.
+fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
+    let least = Limits::least_dirty(layout);
+    if volume.dirty >= least {
+        return Ok(());
+    }
+    let (name, dirty) = (&volume.name, format_size(volume.dirty));
+    let text = format!("volume {name}: dirty = \"{dirty}\" is less than four of its objects take");
+    Err(Error::usage(text).hint(format!("it must be at least {}", format_size(least))))
+}
+
 /// A volume that is ours to use.
 #[derive(Debug)]
 pub struct Lease {
@@ -41,7 +57,7 @@ pub struct Lease {
     /// What the container's lock says; nothing if an account that may not write
     /// reads a volume that nobody holds.
     holder: Option<Holder>,
-    layout: Layout,
+    format: Format,
     /// How long to wait before the first request that relies on it.
     pause: Duration,
     read_only: bool,
@@ -74,15 +90,16 @@ impl Lease {
             }
             Err(error) => return Err(explain::meta(volume, &error)),
         };
-        let pause = match unlocked_lately(there.unlocked) {
-            true => store.linger(),
-            false => Duration::ZERO,
+        // In format 2 nothing of an earlier holder is read.
+        let pause = match there.format {
+            Format::Objects(_) if unlocked_lately(there.unlocked) => store.linger(),
+            _ => Duration::ZERO,
         };
         Ok(Lease {
             volume: volume.clone(),
             container,
             holder,
-            layout: there.layout,
+            format: there.format,
             pause,
             read_only,
             settled: AtomicBool::new(false),
@@ -96,14 +113,8 @@ impl Lease {
     /// tokio runtime.
     pub async fn open(&self, notice: impl Fn(&str), signals: &mut Signals) -> Result<Device> {
         let volume = &self.volume;
-        let least = Limits::least_dirty(&self.layout);
-        if volume.dirty < least {
-            return Err(Error::usage(format!(
-                "volume {}: dirty = \"{}\" is less than four of its objects take",
-                volume.name,
-                format_size(volume.dirty)
-            ))
-            .hint(format!("it must be at least {}", format_size(least))));
+        if let Format::Objects(layout) = &self.format {
+            check_limits(volume, layout)?;
         }
         if !self.pause.is_zero() {
             notice(&format!(
@@ -114,14 +125,29 @@ impl Lease {
             ));
             tokio::select! {
                 () = sleep(self.pause) => {}
-                () = signals.recv() => {
-                    return Err(Error::failed(format!("volume {}: interrupted", volume.name)));
-                }
+                () = signals.recv() => return Err(interrupted(volume)),
             }
         }
+        let live = &self.container.patient;
+        let (image, block_size): (Arc<dyn Image>, u32) = match self.format {
+            Format::Objects(layout) => {
+                let image = stack::objects(volume, live, layout);
+                (Arc::new(image), self.format.block_size())
+            }
+            Format::Log { .. } => {
+                let log = tokio::select! {
+                    log = open::log(volume, &self.container, live) => log?,
+                    () = signals.recv() => return Err(interrupted(volume)),
+                };
+                if self.holder.is_some() {
+                    open::describe(volume, &self.container, &log, &self.format).await;
+                }
+                let block_size = log.geometry().block_size;
+                (Arc::new(log), block_size)
+            }
+        };
         self.settled.store(true, Ordering::Release);
-        let image = stack::image(volume, &self.container, self.layout);
-        Ok(Device::new(image, BLOCK_SIZE, self.read_only))
+        Ok(Device::new(image, block_size, self.read_only))
     }
 
     /// What the container's lock says of us.

@@ -13,12 +13,16 @@
 //!   [`session`]: an attached device's life.
 //! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.
-//! - [`volumes`]: setup, list, lock, unlock: they touch containers only. So do
-//!   [`delete`], and [`upload`] and [`download`] with what they share, [`transfer`].
+//! - [`setup`], and [`volumes`]: list, lock, unlock: they touch containers only. So do
+//!   [`delete`], [`rekey`], [`check`], and [`upload`], [`download`] and [`convert`] with
+//!   what they share, [`transfer`].
+//! - [`open`] opens a volume of format 2, with its [`passphrase`].
 //! - [`boot`] and [`service`]: what the units need.
 
 pub mod attach;
 pub mod boot;
+pub mod check;
+pub mod convert;
 pub mod daemon;
 pub mod delete;
 pub mod detach;
@@ -28,12 +32,16 @@ pub mod guardian;
 pub mod lease;
 pub mod logging;
 pub mod netlink;
+pub mod open;
 pub mod original;
+pub mod passphrase;
 pub mod registry;
+pub mod rekey;
 pub mod reload;
 pub mod serve;
 pub mod service;
 pub mod session;
+pub mod setup;
 pub mod signals;
 pub mod status;
 pub mod sysfs;
@@ -79,12 +87,15 @@ pub fn run(cli: &Cli) -> Result<()> {
         tracing::warn!("{note}");
     }
     match &cli.command {
-        Command::Setup(args) => volumes::setup(&config, args),
+        Command::Setup(args) => setup::run(&config, args),
         Command::List(args) => volumes::list(&config, args),
         Command::Lock(args) => volumes::lock(&config, args),
         Command::Unlock(args) => volumes::unlock(&config, args),
         Command::Download(args) => download::run(&config, args),
         Command::Upload(args) => upload::run(&config, args),
+        Command::Convert(args) => convert::run(&config, args),
+        Command::Check(args) => check::run(&config, args),
+        Command::Passphrase(args) => rekey::run(&config, args),
         Command::Delete(args) => delete::run(&config, args),
         Command::Attach(args) if args.foreground => daemon::run_in_foreground(&config, args),
         Command::Attach(args) => attach::run(&cli.global, &config, args),

@@ -10,12 +10,12 @@ use std::process::{Command, Stdio};
 use self::pid_file::PidFile;
 use super::attach::{self, Report};
 use super::logging::{self, Process};
-use super::{block_on, container, daemon, delete, download, explain, serve, volumes};
+use super::{block_on, container, daemon, delete, download, explain, serve, setup, volumes};
 use crate::cli;
 use crate::compat::{AS_DAEMON, CtlCommand, Invocation, SERVER, Server};
 use crate::config::{Config, Volume};
 use crate::error::{Error, Exit, Result};
-use crate::image::objects::meta::{self, MetaError};
+use crate::image::meta::{self, MetaError};
 
 /// Carries out what one of the programs was called for.
 pub fn run(invocation: &Invocation) -> Result<()> {
@@ -32,7 +32,7 @@ pub fn run(invocation: &Invocation) -> Result<()> {
     logging::start(&invocation.global(), Process::Command)?;
     let config = load(invocation)?;
     match invocation {
-        Invocation::Setup(args) => volumes::setup(&config, &args.what.modern()),
+        Invocation::Setup(args) => setup::run(&config, &args.what.modern()),
         Invocation::Ctl(args) => control(&config, &args.command),
         Invocation::Server(_) => Ok(()),
     }
@@ -48,7 +48,7 @@ fn load(invocation: &Invocation) -> Result<Config> {
 
 fn control(config: &Config, command: &CtlCommand) -> Result<()> {
     match command {
-        CtlCommand::Setup(args) => volumes::setup(config, &args.modern()),
+        CtlCommand::Setup(args) => setup::run(config, &args.modern()),
         CtlCommand::List { simple_output } => {
             let args = cli::List {
                 simple_output: *simple_output,
@@ -68,6 +68,7 @@ fn control(config: &Config, command: &CtlCommand) -> Result<()> {
                 image: image.clone(),
                 quiet: *quiet,
                 limit: None,
+                passphrase: cli::PassphraseFrom::default(),
             };
             download::run(config, &args)
         }

@@ -145,8 +145,7 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
         Ok(lock) => lock,
         Err(_) => return Err(in_use(volume, text.trim())),
     };
-    let holder =
-        crate::image::objects::meta::Holder::new(&host_name(), std::process::id(), unix_now());
+    let holder = crate::image::meta::Holder::new(&host_name(), std::process::id(), unix_now());
     let written = lock.set_len(0).and_then(|()| {
         use std::os::unix::fs::FileExt;
         lock.write_all_at(holder.to_string().as_bytes(), 0)

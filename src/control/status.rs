@@ -10,6 +10,21 @@ use crate::config::format_size;
 use crate::error::{Error, Result};
 use crate::image::Stats;
 
+const COLUMNS: usize = 11;
+const HEADINGS: [&str; COLUMNS] = [
+    "DEVICE",
+    "VOLUME",
+    "SIZE",
+    "PROCESS",
+    "DIRTY",
+    "STATE",
+    "BEHIND",
+    "LIVE",
+    "STORED",
+    "SEGMENTS",
+    "COLLECTED",
+];
+
 /// How long a daemon may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -67,13 +82,14 @@ fn table(shown: &[(State, Entry)]) -> String {
     if shown.is_empty() {
         return "nothing is attached\n".to_owned();
     }
-    let mut rows =
-        vec![["DEVICE", "VOLUME", "SIZE", "PROCESS", "DIRTY", "STATE"].map(str::to_owned)];
+    let mut rows = vec![HEADINGS.map(str::to_owned)];
     for (state, entry) in shown {
-        let dirty = match state {
-            State::Attached(stats) => format_size(stats.dirty_bytes),
-            State::Silent | State::Dead => "?".to_owned(),
+        let stats = match state {
+            State::Attached(stats) => Some(stats),
+            State::Silent | State::Dead => None,
         };
+        let dirty = stats.map_or("?".to_owned(), |stats| format_size(stats.dirty_bytes));
+        let [behind, live, stored, segments, collected] = log_columns(stats);
         let read_only = if entry.read_only { ", read-only" } else { "" };
         rows.push([
             entry.device.clone(),
@@ -82,15 +98,20 @@ fn table(shown: &[(State, Entry)]) -> String {
             entry.pid.to_string(),
             dirty,
             format!("{}{read_only}", state.word()),
+            behind,
+            live,
+            stored,
+            segments,
+            collected,
         ]);
     }
-    let mut widths = [0; 6];
+    let mut widths = [0; COLUMNS];
     for row in &rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
     }
-    let line = |row: &[String; 6]| {
+    let line = |row: &[String; COLUMNS]| {
         let cells = row
             .iter()
             .zip(widths)
@@ -99,6 +120,31 @@ fn table(shown: &[(State, Entry)]) -> String {
         format!("{}\n", cells.join("  ").trim_end())
     };
     rows.iter().map(line).collect()
+}
+
+/// What only a volume of format 2 has.
+fn log_columns(stats: Option<&Stats>) -> [String; 5] {
+    match stats.map(|stats| stats.log) {
+        Some(Some(log)) => [
+            format!("{}s", log.seconds_behind),
+            about(log.live_bytes),
+            about(log.stored_bytes),
+            log.segments.to_string(),
+            about(log.collected_bytes),
+        ],
+        Some(None) => ["-"; 5].map(str::to_owned),
+        None => ["?"; 5].map(str::to_owned),
+    }
+}
+
+/// A number of bytes as people compare it: `1.5GiB`.
+fn about(bytes: u64) -> String {
+    let units = [(40, "TiB"), (30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.iter().find(|(shift, _)| bytes >> shift > 0);
+    unit.map_or(bytes.to_string(), |(shift, unit)| {
+        let tenths = (u128::from(bytes) * 10) >> shift;
+        format!("{}.{}{unit}", tenths / 10, tenths % 10)
+    })
 }
 
 fn json(shown: &[(State, Entry)]) -> Result<String> {
@@ -122,10 +168,30 @@ fn json(shown: &[(State, Entry)]) -> Result<String> {
                 "state": state.word(),
                 "dirty_bytes": stats.map(|stats| stats.dirty_bytes),
                 "cached_bytes": stats.map(|stats| stats.cached_bytes),
+                "log": stats.and_then(|stats| stats.log),
             })
         })
         .collect();
     let text = serde_json::to_string_pretty(&devices);
     text.map(|text| text + "\n")
         .map_err(|error| Error::failed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_as_people_compare_them() {
+        for (bytes, shown) in [
+            (0, "0"),
+            (1023, "1023"),
+            (1536, "1.5KiB"),
+            (1 << 20, "1.0MiB"),
+            ((1 << 40) - 1, "1023.9GiB"),
+            (u64::MAX, "16777215.9TiB"),
+        ] {
+            assert_eq!(about(bytes), shown);
+        }
+    }
 }

@@ -1,9 +1,11 @@
-//! What `upload`, `download` and `delete` share: much work on many objects, some of
-//! it at a time, until it is done or somebody wants it to end.
+//! What `upload`, `download`, `convert` and `delete` share: much work on many objects,
+//! some of it at a time, until it is done or somebody wants it to end. What goes through
+//! a volume of format 2, and not by its objects, is in [`copy`].
 //!
 //! Knows: tasks, signals, the pace. Does not know: what is done with an object.
 
 pub mod claim;
+pub mod copy;
 pub mod image;
 pub mod progress;
 

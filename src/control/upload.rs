@@ -6,24 +6,29 @@
 //! another image since, can leave no mixture, and what is there already is not sent
 //! again. Each object is checked as it goes: Swift compares its MD5 with what came,
 //! and we its answer with what we sent.
+//!
+//! All this is of format 1. A volume of format 2 is opened, read where it holds data,
+//! and written where that is not the image's.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::daemon;
-use super::explain;
+use super::setup::{self, Plan};
 use super::signals::Signals;
 use super::transfer::claim::{Claim, Place, Verb};
+use super::transfer::copy::{self, Content, Copy};
 use super::transfer::image::Source;
 use super::transfer::progress::Progress;
 use super::transfer::{Pace, blocking, in_parallel, width};
-use super::volumes;
+use super::{daemon, explain, open, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::image::log::format::names::Name;
+use crate::image::meta::{self, Format, MetaError};
 use crate::image::objects::is_zero;
 use crate::image::objects::layout::{Layout, PREFIX};
-use crate::image::objects::meta::{self, MetaError};
 use crate::store::{ErrorKind, ObjectStore};
 
 /// Names in one listing, below every Swift's limit.
@@ -32,10 +37,17 @@ const PAGE: usize = 10_000;
 const TOGETHER: u64 = 1000;
 /// Deletions at a time; each is much work on Swift's side.
 const DELETIONS: usize = 2;
+/// Making a volume puts fewer objects than this into its container, however often it is
+/// interrupted.
+const MOST_BEGUN: usize = 1000;
+
+/// Logical block size of a volume that is made, in bytes: partition tables and file
+/// systems in images may need the smaller one.
+const BLOCK_SIZE: u32 = 512;
 
 /// Carries it out.
 pub fn run(config: &Config, args: &cli::Upload) -> Result<()> {
-    let volume = config.volume(&args.name)?;
+    let mut volume = config.volume(&args.name)?;
     if volume.read_only {
         let text = format!(
             "volume {}: it is read-only in the configuration",
@@ -48,34 +60,85 @@ pub fn run(config: &Config, args: &cli::Upload) -> Result<()> {
         let text = format!("{} is empty", args.image.display());
         return Err(Error::usage(text));
     }
+    passphrase::choose(&mut volume, &args.passphrase)?;
+    if args.make.encrypt {
+        passphrase::settle_new(&mut volume)?;
+    }
     let runtime = daemon::runtime()?;
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
-        let claim = claim(&volume, &source, args).await?;
-        let progress = Progress::bytes(claim.layout().size(), args.quiet);
-        let pace = Pace::new(args.limit);
-        let upload = Upload::new(volume.clone(), source, &claim, pace, progress);
-        let sent = upload.send(&claim, &mut signals).await;
-        upload.progress.end();
+        let claim = claim(&mut volume, &source, args).await?;
+        let sent = match claim.format() {
+            Format::Objects(layout) => {
+                let progress = Progress::bytes(layout.size(), args.quiet);
+                let pace = Pace::new(args.limit);
+                let upload = Upload::new(volume.clone(), source, layout, &claim, pace, progress);
+                let sent = upload.send(&claim, &mut signals).await;
+                upload.progress.end();
+                sent.map_err(|error| partly(&volume, error))
+            }
+            Format::Log { .. } => match write(&volume, source, &claim, args, &mut signals).await {
+                Ok(sent) => sent,
+                // It could not be closed: it stays ours.
+                Err(error) => return Err(error),
+            },
+        };
         let released = claim.release(&mut signals).await;
-        let sent = sent.map_err(|error| {
-            error.context(format!("volume {} holds a part of the image", volume.name))
-        });
         sent.and(released)
     })
 }
 
+fn partly(volume: &Volume, error: Error) -> Error {
+    error.context(format!("volume {} holds a part of the image", volume.name))
+}
+
+/// Makes a volume of format 2 the image. Fails if the volume cannot be given back; what
+/// came of the upload is the result.
+async fn write(
+    volume: &Volume,
+    source: Source,
+    claim: &Claim,
+    args: &cli::Upload,
+    signals: &mut Signals,
+) -> Result<Result<()>> {
+    let log = match open::log(volume, claim.container(), &claim.store()).await {
+        Ok(log) => Arc::new(log),
+        Err(error) => return Ok(Err(error)),
+    };
+    let copy = Arc::new(Copy {
+        pace: Pace::new(args.limit),
+        progress: Progress::bytes(log.size(), args.quiet),
+    });
+    let content = Content {
+        volume: volume.clone(),
+        image: Arc::clone(&log) as Arc<dyn Image>,
+    };
+    let source = Arc::new(source);
+    let origin = Arc::new(Arc::clone(&source));
+    let sent = async {
+        copy.into_volume(origin, &content, signals).await?;
+        source.check_unchanged()?;
+        claim.check().await
+    }
+    .await;
+    copy.progress.end();
+    copy::close(volume, &log, signals).await?;
+    Ok(sent.map_err(|error| partly(volume, error)))
+}
+
 /// Locks the volume, which is made if there is none.
-async fn claim(volume: &Volume, source: &Source, args: &cli::Upload) -> Result<Claim> {
+async fn claim(volume: &mut Volume, source: &Source, args: &cli::Upload) -> Result<Claim> {
     let place = Place::enter(volume)?;
     let store = place.impatient();
     let mut fresh = false;
     match look(store, volume).await? {
-        Some(layout) => check_fits(volume, &layout, source, args)?,
+        Some(format) => {
+            check_fits(volume, &format, source, args)?;
+            passphrase::ask_if_needed(volume, place.container()).await?;
+        }
         None => {
-            let object_size = volumes::object_size(args.object_size)?;
-            let objects = source.size().div_ceil(object_size);
-            let layout = volumes::whole_layout(objects, object_size)?;
+            let plan = plan(source, args)?;
+            let passphrase = setup::new_passphrase(volume, args.make.encrypt)?;
             let failed = |error| explain::store(volume, &error);
             fresh = store.create().await.map_err(failed)?;
             // Somebody else may be making it, too, and be ahead of us.
@@ -84,47 +147,97 @@ async fn claim(volume: &Volume, source: &Source, args: &cli::Upload) -> Result<C
                 false => look(store, volume).await?,
             }
             .map_or(Ok(()), |there| check_fits(volume, &there, source, args))?;
-            meta::describe(store, &layout).await.map_err(failed)?;
+            let impatient = &place.container().impatient;
+            setup::begin(impatient, volume, &plan, passphrase.as_ref()).await?;
+            let format = plan.format();
+            meta::describe(store, &format).await.map_err(failed)?;
         }
     }
     place.claim(Verb::Upload, source.identity(), fresh).await
 }
 
-/// The geometry of the volume that is there. A look may reach a replica that is
-/// behind, so only several of them say that there is none.
-async fn look(store: &dyn ObjectStore, volume: &Volume) -> Result<Option<Layout>> {
+/// The volume that is made for an image.
+fn plan(source: &Source, args: &cli::Upload) -> Result<Plan> {
+    if setup::format(&args.make, args.object_size)? == 1 {
+        let object_size = setup::object_size(args.object_size)?;
+        let objects = source.size().div_ceil(object_size);
+        return setup::whole_layout(objects, object_size).map(Plan::Objects);
+    }
+    let block_size = args.make.block_size.unwrap_or(BLOCK_SIZE);
+    let size = source.size().next_multiple_of(block_size.into());
+    setup::log(&args.make, size, block_size).map(Plan::Log)
+}
+
+/// The volume that is there. A look may reach a replica that is behind, so only several
+/// of them say that there is none.
+async fn look(store: &dyn ObjectStore, volume: &Volume) -> Result<Option<Format>> {
     for _ in 0..meta::LOOKS {
         match meta::read(store).await {
-            Ok(there) => return Ok(Some(there.layout)),
+            Ok(there) => return Ok(Some(there.format)),
             Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {}
             // As we leave it if we are killed between making it and describing it.
-            Err(MetaError::NotAVolume) if is_empty(store, volume).await? => {}
+            Err(MetaError::NotAVolume) if is_begun(store, volume).await? => {}
             Err(error) => return Err(explain::meta(volume, &error)),
         }
     }
     Ok(None)
 }
 
-async fn is_empty(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
-    let listed = store.list("", "", 1).await;
+/// Whether nothing is in the container but what making a volume puts there.
+async fn is_begun(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
+    let listed = store.list("", "", MOST_BEGUN).await;
     let listed = listed.map_err(|error| explain::store(volume, &error))?;
-    Ok(listed.is_empty())
+    let ours = |name: &str| Name::parse(name).is_some();
+    Ok(listed.len() < MOST_BEGUN
+        && listed.iter().all(|listed| ours(&listed.name))
+        && setup::data(store, volume).await?.is_none())
 }
 
-fn check_fits(volume: &Volume, layout: &Layout, source: &Source, args: &cli::Upload) -> Result<()> {
+/// Refuses a volume that is there and not as it was asked for, and an image that is too
+/// large for it.
+fn check_fits(volume: &Volume, there: &Format, source: &Source, args: &cli::Upload) -> Result<()> {
     let name = &volume.name;
-    if let Some(asked) = args.object_size
-        && asked != u64::from(layout.object_size)
-    {
-        let there = format_size(layout.object_size.into());
-        let text = format!("volume {name}: it is there already, with objects of {there}");
-        return Err(Error::usage(text).hint("leave --object-size out, or delete the volume first"));
+    let other = |what: String, option: &str| {
+        let text = format!("volume {name}: it is there already, {what}");
+        let hint = format!("leave {option} out, or delete the volume first");
+        Err(Error::usage(text).hint(hint))
+    };
+    if let Some(asked) = args.object_size {
+        match there {
+            Format::Objects(layout) if asked == u64::from(layout.object_size) => {}
+            Format::Objects(layout) => {
+                let there = format_size(layout.object_size.into());
+                return other(format!("with objects of {there}"), "--object-size");
+            }
+            Format::Log { .. } => return other("of format 2".to_owned(), "--object-size"),
+        }
     }
-    if source.size() > layout.size() {
+    if args
+        .make
+        .format
+        .is_some_and(|asked| asked != there.number())
+    {
+        return other(format!("of format {}", there.number()), "--format");
+    }
+    if args
+        .make
+        .block_size
+        .is_some_and(|asked| asked != there.block_size())
+    {
+        let text = format!("with blocks of {}", there.block_size());
+        return other(text, "--block-size");
+    }
+    if args.make.encrypt && there.number() == 1 {
+        return other(
+            "of format 1, which knows no encryption".to_owned(),
+            "--encrypt",
+        );
+    }
+    if source.size() > there.size() {
         let text = format!(
             "volume {name}: the image of {} bytes does not fit into its {} bytes",
             source.size(),
-            layout.size()
+            there.size()
         );
         return Err(Error::failed(text).hint("delete the volume, or set up a larger one"));
     }
@@ -159,11 +272,11 @@ impl Upload {
     fn new(
         volume: Volume,
         source: Source,
+        layout: Layout,
         claim: &Claim,
         pace: Pace,
         progress: Progress,
     ) -> Upload {
-        let layout = claim.layout();
         let shared = Shared {
             volume,
             store: claim.store(),

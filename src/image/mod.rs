@@ -2,9 +2,11 @@
 //!
 //! Knows: byte ranges, dirty data, the volume formats. Does not know: NBD,
 //! errnos, HTTP, devices. Each format is a module: [`objects`] is format 1, [`log`]
-//! format 2.
+//! format 2. Which of them a container holds, and who has locked it, is in its
+//! metadata: [`meta`].
 
 pub mod log;
+pub mod meta;
 pub mod objects;
 
 use std::fmt;

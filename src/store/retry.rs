@@ -17,10 +17,10 @@
 //!
 //! # Which order
 //! A write of unknown fate puts its name in quarantine: the next call that
-//! writes that name waits until the earlier one can no longer take effect. The
-//! attempts within one call send the same bytes, so they need not wait. A call
-//! that is dropped, or ended by its time limit, leaves a write of unknown fate
-//! too. The metadata counts as one name of its own.
+//! writes that name waits until the earlier one can no longer take effect, unless
+//! it writes the same: the attempts within one call need not wait, nor a call that
+//! stores the same bytes again. A call that is dropped, or ended by its time limit,
+//! leaves a write of unknown fate too. The metadata counts as one name of its own.
 //!
 //! # Creating
 //! A `put_new` that failed may have taken effect, and is repeated all the same:
@@ -42,7 +42,7 @@ use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
 
 use self::outage::Outage;
-use self::quarantine::Quarantine;
+use self::quarantine::{Left, Quarantine};
 use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 
 /// The longest first pause.
@@ -127,23 +127,24 @@ type Attempt<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send 
 enum Call<'a> {
     Get(&'a str),
     Read(&'static str),
-    Write(&'a str),
+    Write(&'a str, Left<'a>),
     DeleteMany(&'a [String]),
 }
 
 impl<'a> Call<'a> {
-    /// The names that it may change.
-    fn written(self) -> impl Iterator<Item = &'a str> {
+    /// The names that it may change, and what it leaves there.
+    fn written(self) -> impl Iterator<Item = (&'a str, Left<'a>)> {
         let (one, many) = match self {
-            Call::Write(name) => (Some(name), &[][..]),
+            Call::Write(name, left) => (Some((name, left)), &[][..]),
             Call::DeleteMany(names) => (None, names),
             Call::Get(_) | Call::Read(_) => (None, &[][..]),
         };
-        one.into_iter().chain(many.iter().map(String::as_str))
+        let many = many.iter().map(|name| (name.as_str(), Left::Nothing));
+        one.into_iter().chain(many)
     }
 
     fn is_write(self) -> bool {
-        matches!(self, Call::Write(_) | Call::DeleteMany(_))
+        matches!(self, Call::Write(..) | Call::DeleteMany(_))
     }
 
     /// A failure of which the inner store said nothing.
@@ -151,8 +152,8 @@ impl<'a> Call<'a> {
         let (operation, target) = match self {
             Call::Get(name) => ("GET", name),
             Call::Read(what) => (what, "of the container"),
-            Call::Write(METADATA) => ("POST", "the container"),
-            Call::Write(name) => ("write", name),
+            Call::Write(METADATA, _) => ("POST", "the container"),
+            Call::Write(name, _) => ("write", name),
             Call::DeleteMany(names) => ("DELETE", names.first().map_or("", |name| name)),
         };
         StoreError::new(ErrorKind::Unavailable, operation, target, detail)
@@ -246,17 +247,18 @@ impl Retry {
         }
     }
 
-    /// Returns when no earlier write of the call's names can take effect any more.
+    /// Returns when no earlier write of the call's names can take effect any more,
+    /// or none that would make a difference.
     async fn passed(&self, call: Call<'_>) {
-        for name in call.written() {
-            self.shared.quarantine.passed(name).await;
+        for (name, left) in call.written() {
+            self.shared.quarantine.passed(name, left).await;
         }
     }
 
     /// One attempt. Dropped midway, a write leaves its names in quarantine.
     async fn once<T>(&self, call: Call<'_>, attempt: Attempt<'_, T>) -> Result<T, StoreError> {
         let linger = self.inner.linger();
-        let begin = |name| self.shared.quarantine.begin(name, linger);
+        let begin = |(name, left)| self.shared.quarantine.begin(name, left, linger);
         let under_way: Vec<_> = call.written().map(begin).collect();
         let result = attempt.await;
         let lingers = result.as_ref().err().map(|error| error.lingers);
@@ -316,7 +318,8 @@ impl Retry {
 
     /// For how long earlier writes of the call's names may still take effect.
     fn left(&self, call: Call<'_>) -> Duration {
-        let left = call.written().map(|name| self.shared.quarantine.left(name));
+        let quarantine = &self.shared.quarantine;
+        let left = call.written().map(|(name, _)| quarantine.left(name));
         left.max().unwrap_or_default()
     }
 
@@ -383,20 +386,21 @@ impl ObjectStore for Retry {
 
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         check::put("", name, &body)?;
-        self.call(Call::Write(name), || self.inner.put(name, body.clone()))
-            .await
+        let call = Call::Write(name, Left::Body(&body));
+        self.call(call, || self.inner.put(name, body.clone())).await
     }
 
     async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
         check::put("", name, &body)?;
-        self.call(Call::Write(name), || self.inner.put_new(name, body.clone()))
+        let call = Call::Write(name, Left::Body(&body));
+        self.call(call, || self.inner.put_new(name, body.clone()))
             .await
     }
 
     async fn delete(&self, name: &str) -> Result<(), StoreError> {
         check::name("DELETE", "", name)?;
-        self.call(Call::Write(name), || self.inner.delete(name))
-            .await
+        let call = Call::Write(name, Left::Nothing);
+        self.call(call, || self.inner.delete(name)).await
     }
 
     async fn delete_many(&self, names: &[String]) -> Result<(), StoreError> {
@@ -430,8 +434,8 @@ impl ObjectStore for Retry {
 
     async fn set_metadata(&self, changes: &Metadata) -> Result<(), StoreError> {
         check::metadata("", changes)?;
-        self.call(Call::Write(METADATA), || self.inner.set_metadata(changes))
-            .await
+        let call = Call::Write(METADATA, Left::Something);
+        self.call(call, || self.inner.set_metadata(changes)).await
     }
 
     async fn create(&self) -> Result<bool, StoreError> {

@@ -27,9 +27,8 @@ use self::clients::Clients;
 use self::listener::Listener;
 use self::traffic::Traffic;
 use self::volumes::Volumes;
-use super::daemon;
-use super::service;
 use super::signals::Signals;
+use super::{block_on, container, daemon, passphrase, service};
 use crate::cli;
 use crate::config::{Config, Volume};
 use crate::error::{Error, Result};
@@ -93,6 +92,20 @@ pub fn run(config: &Config, args: &cli::Serve) -> Result<()> {
     let mut volumes = chosen(config, &args.names)?;
     for volume in &mut volumes {
         volume.read_only |= args.read_only;
+    }
+    let from = &args.passphrase;
+    match (&mut volumes[..], args.names.len()) {
+        ([volume], 1) => {
+            passphrase::choose(volume, from)?;
+            let container = container(volume)?;
+            block_on(passphrase::ask_if_needed(volume, &container))?;
+        }
+        _ if from.passphrase_file.is_some() || from.passphrase_fd.is_some() => {
+            let text = "a passphrase on the command line is for one volume that is named there";
+            return Err(Error::usage(text)
+                .hint("for several volumes: passphrase_file, in the configuration of each"));
+        }
+        _ => {}
     }
     let on_demand = args.names.is_empty();
     run_volumes(volumes, on_demand, &Options::of(args), &mut |address| {

@@ -25,12 +25,12 @@ use tokio::time::{sleep, timeout};
 
 pub(super) use self::session::Session;
 use crate::config::{Volume, format_size};
-use crate::control::lease::{BLOCK_SIZE, Lease};
+use crate::control::lease::Lease;
 use crate::control::signals::Signals;
 use crate::control::{container, explain};
 use crate::device::{Device, Shape};
 use crate::error::{Error, Exit, Result};
-use crate::image::objects::meta;
+use crate::image::meta;
 use crate::nbd::Export;
 
 /// A volume that is leased on demand is given back when nobody has used it for so
@@ -303,8 +303,8 @@ impl Entry {
         let store = container(&volume)?.impatient;
         let found = meta::read(&*store).await;
         let found = found.map_err(|error| explain::meta(&volume, &error))?;
-        let size = found.layout.size();
-        Ok(Shape::new(size, BLOCK_SIZE, volume.read_only))
+        let (size, block_size) = (found.format.size(), found.format.block_size());
+        Ok(Shape::new(size, block_size, volume.read_only))
     }
 
     fn export(&self) -> Export {

@@ -24,8 +24,7 @@ use crate::control::registry::{self, VolumeLock, since_epoch};
 use crate::control::signals::Signals;
 use crate::control::{container, explain};
 use crate::error::{Error, Exit, Result};
-use crate::image::objects::layout::Layout;
-use crate::image::objects::meta::{self, Holder, MetaError};
+use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::stack::Container;
 use crate::store::{ErrorKind, ObjectStore};
 
@@ -40,22 +39,29 @@ pub enum Verb {
     Download,
     /// Its data is replaced.
     Upload,
+    /// It is made into another volume.
+    Convert,
+    /// It is made of another volume.
+    Make,
+    /// All of it is looked through.
+    Check,
+    /// Its passphrase is changed.
+    Passphrase,
 }
 
 impl Verb {
     /// What the container's lock says.
     fn holder(self) -> Holder {
-        let tool = match self {
-            Verb::Download => "ctl-download",
-            Verb::Upload => "ctl-upload",
-        };
-        Holder::tool(tool, since_epoch())
+        Holder::tool(&format!("ctl-{}", self.name()), since_epoch())
     }
 
     fn name(self) -> &'static str {
         match self {
             Verb::Download => "download",
             Verb::Upload => "upload",
+            Verb::Convert | Verb::Make => "convert",
+            Verb::Check => "check",
+            Verb::Passphrase => "passphrase",
         }
     }
 }
@@ -88,7 +94,7 @@ pub struct Claim {
     place: Place,
     /// Nothing if an account that may not write reads a volume that nobody holds.
     holder: Option<Holder>,
-    layout: Layout,
+    format: Format,
     resumed: bool,
     fresh: bool,
     /// Whether earlier requests may still be on their way that want something else
@@ -111,6 +117,11 @@ impl Place {
         })
     }
 
+    /// The container.
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
     /// The store for commands that are short.
     pub fn impatient(&self) -> &dyn ObjectStore {
         &*self.container.impatient
@@ -120,7 +131,10 @@ impl Place {
     /// noticed; `fresh` that there was no container before.
     pub async fn claim(self, verb: Verb, source: &str, fresh: bool) -> Result<Claim> {
         let store = self.impatient();
-        let there = meta::read(store).await;
+        let there = match verb {
+            Verb::Make => meta::read_unfinished(store).await,
+            _ => meta::read(store).await,
+        };
         let there = there.map_err(|error| explain::meta(&self.volume, &error))?;
         let mut record = Record {
             client: verb.holder().0,
@@ -145,8 +159,12 @@ impl Place {
         }
         self.write(&record)?;
         let mut holder = Some(Holder(record.client));
+        let lock = async |ours: &Holder| match verb {
+            Verb::Make => meta::lock_unfinished(store, ours).await,
+            _ => meta::lock(store, ours).await,
+        };
         if let (None, Some(ours)) = (resumed, &holder)
-            && let Err(error) = meta::lock(store, ours).await
+            && let Err(error) = lock(ours).await
         {
             // After any other failure the lock may be there, and is ours to take up.
             if matches!(error, MetaError::Locked(_)) {
@@ -155,16 +173,18 @@ impl Place {
             holder = None;
             self.check_may_go_unlocked(verb, &error)?;
         }
-        let lately = unlocked_lately(there.unlocked);
-        // A download that was killed has left nothing on its way.
-        let earlier = lately || (resumed.is_some() && verb == Verb::Upload);
+        // In format 2 nothing of an earlier holder is read.
+        let in_place = matches!(there.format, Format::Objects(_));
+        let lately = in_place && unlocked_lately(there.unlocked);
+        // Only an upload that was killed has left something on its way.
+        let earlier = lately || (in_place && resumed.is_some() && verb == Verb::Upload);
         let quiet_at = earlier.then(|| Instant::now() + self.impatient().linger());
         Ok(Claim {
             holder,
-            layout: there.layout,
+            format: there.format,
             resumed: resumed.is_some(),
             fresh: record.fresh,
-            differs: lately || resumed == Some(false),
+            differs: lately || (in_place && resumed == Some(false)),
             quiet_at,
             pending,
             place: self,
@@ -235,9 +255,14 @@ impl Place {
 }
 
 impl Claim {
-    /// The volume's geometry.
-    pub fn layout(&self) -> Layout {
-        self.layout
+    /// The volume's format and geometry, as its container tells.
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    /// The container.
+    pub fn container(&self) -> &Container {
+        &self.place.container
     }
 
     /// The store for the transfer.

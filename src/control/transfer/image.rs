@@ -132,6 +132,12 @@ impl Source {
         })
     }
 
+    /// Whether this range is not wholly a hole.
+    pub fn has_data(&self, offset: u64, length: u64) -> bool {
+        let end = self.size.min(offset.saturating_add(length));
+        offset < end && next_data(&self.file, offset).is_some_and(|at| at < end)
+    }
+
     /// So many bytes from there; zeros behind the end.
     pub fn read(&self, offset: u64, length: usize) -> Result<Vec<u8>> {
         let mut bytes = vec![0; length];

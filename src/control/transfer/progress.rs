@@ -22,6 +22,12 @@ impl Progress {
         Progress::new(ProgressBar::no_length(), line, false)
     }
 
+    /// Of segments that are looked through.
+    pub fn segments(quiet: bool) -> Progress {
+        let line = "{pos:>10} of {len} segments  [{bar:30}] {percent:>3} %  {eta} left";
+        Progress::new(ProgressBar::no_length(), line, quiet)
+    }
+
     fn new(bar: ProgressBar, line: &str, quiet: bool) -> Progress {
         bar.set_draw_target(match !quiet && std::io::stderr().is_terminal() {
             true => ProgressDrawTarget::stderr(),
@@ -40,6 +46,12 @@ impl Progress {
     /// So much more is done.
     pub fn add(&self, amount: u64) {
         self.0.inc(amount);
+    }
+
+    /// So much of so much is done.
+    pub fn reach(&self, done: u64, total: u64) {
+        self.0.set_length(total);
+        self.0.set_position(done);
     }
 
     /// All is done, what needed no work included.

@@ -231,6 +231,8 @@ impl Applier {
         if engine.check().is_err() {
             return;
         }
+        // The tables lie in an object of their own, which only their root needs.
+        let old_tables = engine.map.map_name(self.last.root.tables.k);
         self.last = Last {
             hash: hash(&checkpoint.object.1),
             root: checkpoint.root,
@@ -238,6 +240,7 @@ impl Applier {
         (self.bytes, self.segments) = (0, 0);
         engine.progress.send_modify(|progress| progress.root = n);
         let mut dead = engine.map.take_dead(self.last.root.tables.k);
+        dead.push(old_tables);
         dead.extend(old_roots(engine.epoch, n));
         if !dead.is_empty() {
             let _ = self.to_delete.send(Dead::Names(dead));

@@ -15,6 +15,7 @@
 //! | a segment is damaged | what it holds stays where it is; the segment is left alone and named once |
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -107,6 +108,9 @@ pub async fn run(engine: Arc<Engine>) {
 
 /// The next batch, if anything is worth it.
 fn victims(engine: &Engine, bad: &BTreeSet<u64>) -> Option<Vec<u64>> {
+    if engine.closing.load(Ordering::Acquire) {
+        return None;
+    }
     let applied = engine.progress.borrow().applied;
     let pace = engine.pace;
     let mut chosen = engine.map.space(|space| {
@@ -161,6 +165,9 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)
     Engine::count(&engine.counters.collected, bytes);
     let seq = {
         let mut pending = engine.pending();
+        if engine.closing.load(Ordering::Acquire) {
+            return Ok(());
+        }
         let seq = pending.take_seq();
         let _ = engine.to_seal.send(Job::Collected { seq, frames });
         seq

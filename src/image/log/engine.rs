@@ -3,7 +3,7 @@
 //!
 //! Knows: the parts. Does not know: what each of them does.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
@@ -64,6 +64,8 @@ pub struct Engine {
     pub to_apply: mpsc::UnboundedSender<Item>,
     /// Wakes the collector.
     pub collect: tokio::sync::Notify,
+    /// It is being closed: nothing more is collected.
+    pub closing: AtomicBool,
     /// Headers of small segments that came lately.
     pub recent: super::collector::Recent,
     /// Figures.
@@ -183,14 +185,15 @@ impl Engine {
         self.budget.add_permits(bytes as usize);
     }
 
-    /// Seals the open segment, if anything is in it, and returns the last number.
+    /// Seals the open segment, if anything is in it. Returns the number of the last
+    /// segment of what was written.
     pub fn seal(&self) -> u64 {
         let mut pending = self.pending();
         if let Some((seq, runs)) = pending.seal(tokio::time::Instant::now()) {
             // Sent under the lock: the numbers go up in the queue, too.
             let _ = self.to_seal.send(Job::Written { seq, runs });
         }
-        pending.last_seq()
+        pending.last_written()
     }
 
     /// Has the applier do something when everything before is applied.

@@ -15,6 +15,7 @@
 //! a page that is loaded while it is edited cannot come back as it was.
 
 use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use quick_cache::Weighter;
@@ -36,9 +37,12 @@ use crate::store::ObjectStore;
 pub struct Map {
     home: Home,
     inner: Mutex<Inner>,
-    cache: Cache<Location, Arc<Page>, Weigh>,
+    cache: PageCache,
     memory: u64,
 }
+
+/// Without a random seed: what is dropped is the same in each run of a test.
+type PageCache = Cache<Location, Arc<Page>, Weigh, BuildHasherDefault<DefaultHasher>>;
 
 #[derive(Debug, Clone)]
 struct Weigh;
@@ -93,6 +97,20 @@ pub enum Below {
 #[derive(Debug, Default)]
 pub struct Written(pub Vec<(u64, Arc<Page>, Option<Location>)>);
 
+/// A cache whose shards each hold some of the largest pages: a shard never keeps what
+/// is heavier than itself.
+fn page_cache(bytes: u64) -> PageCache {
+    let shards = (bytes >> 20).clamp(1, 16);
+    let options = quick_cache::OptionsBuilder::new()
+        .shards(shards as usize)
+        .estimated_items_capacity((bytes / 4096) as usize + 32 * shards as usize)
+        .weight_capacity(bytes)
+        .build()
+        .unwrap_or_else(|error| unreachable!("cache options are all set: {error}"));
+    let (hashing, lifecycle) = (Default::default(), Default::default());
+    Cache::with_options(options, Weigh, hashing, lifecycle)
+}
+
 impl Map {
     /// The map that these tables describe, of this volume; its pages take at most
     /// `memory` bytes together, half of it for those that changed.
@@ -118,7 +136,7 @@ impl Map {
             home,
             inner: Mutex::new(inner),
             memory,
-            cache: Cache::with_weighter((memory / 8192) as usize + 16, memory / 2, Weigh),
+            cache: page_cache(memory / 2),
         }
     }
 

@@ -393,6 +393,7 @@ fn engine(
         to_seal,
         to_apply,
         collect: tokio::sync::Notify::new(),
+        closing: AtomicBool::new(false),
         recent: Recent::default(),
         counters: Counters::default(),
         tasks: Tasks::default(),
@@ -952,7 +953,18 @@ impl Image for Log {
     async fn close(&self) -> Result<(), ImageError> {
         let engine = &*self.engine;
         self.check()?;
-        writer::flush(engine).await?;
+        engine.closing.store(true, Ordering::Release);
+        if let Err(error) = writer::flush(engine).await {
+            engine.closing.store(false, Ordering::Release);
+            return Err(error);
+        }
+        // What the collector began is finished: the root is to be the end of the log.
+        let last = engine.pending().next_seq - 1;
+        let mut progress = engine.progress.subscribe();
+        tokio::select! {
+            _ = progress.wait_for(|progress| progress.applied >= last) => {}
+            () = engine.until_fenced() => {}
+        }
         engine.ask(Item::Root).await;
         engine.check()?;
         self.deleted().await;

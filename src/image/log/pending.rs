@@ -26,6 +26,8 @@ pub struct Pending {
     pub opened: Option<Instant>,
     /// The number of the next segment.
     pub next_seq: u64,
+    /// The last segment of what was written; the collector's may have higher numbers.
+    last_written: u64,
     layers: VecDeque<Layer>,
 }
 
@@ -94,6 +96,7 @@ impl Pending {
             open: Runs::default(),
             opened: None,
             next_seq,
+            last_written: next_seq - 1,
             layers: VecDeque::new(),
         }
     }
@@ -110,6 +113,7 @@ impl Pending {
         }
         let runs = Arc::new(std::mem::take(&mut self.open));
         let seq = self.take_seq();
+        self.last_written = seq;
         let since = self.opened.take().unwrap_or(now);
         let content = Content::Raw(Arc::clone(&runs));
         self.layers.push_back(Layer {
@@ -127,9 +131,9 @@ impl Pending {
         self.next_seq - 1
     }
 
-    /// The last number given.
-    pub fn last_seq(&self) -> u64 {
-        self.next_seq - 1
+    /// The last segment of what was written.
+    pub fn last_written(&self) -> u64 {
+        self.last_written
     }
 
     /// A sealed segment was encoded: its object holds what the runs did.

@@ -1,8 +1,8 @@
 //! Format 1, the original's: the device is a row of objects of equal size,
 //! `disk.part/%08d`, each overwritten in place; a missing one reads as zeros.
 //!
-//! Knows: objects, dirty data, the read cache, the lock in the container's
-//! metadata. Does not know: HTTP, files, retries (all below), NBD (above).
+//! Knows: objects, dirty data, the read cache. Does not know: the container's
+//! metadata, HTTP, files, retries (all below), NBD (above).
 //!
 //! # How it works
 //! - [`layout`]: which objects hold which bytes.
@@ -12,7 +12,6 @@
 //! - [`writer`]: writes, the upload of dirty objects, FLUSH, backpressure.
 //! - [`presence`]: which objects exist, as far as it is known without asking.
 //! - [`holes`]: which parts are certain to read as zeros.
-//! - [`meta`]: the container's metadata and the lock.
 //!
 //! A write copies its data into the dirty table and is answered. Objects are
 //! uploaded whole: at once when all of an object was written, else after
@@ -31,7 +30,6 @@ mod dirty;
 mod extents;
 mod holes;
 pub mod layout;
-pub mod meta;
 mod presence;
 mod reader;
 mod writer;

@@ -1,21 +1,44 @@
 //! The names whose earlier writes may still take effect.
 //!
-//! Knows: names, and until when each must be left alone. Does not know: what
-//! was written.
+//! Knows: names, until when each must be left alone, and by whom: a write of the
+//! very same thing may go ahead. Does not know: how writes are repeated.
 //!
 //! It guards against this: PUT(A) is not answered; PUT(A) again, 201; PUT(B),
 //! 201; then the first PUT(A), which sat somewhere, lands with the newest
 //! timestamp, and B is lost.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep_until};
 
 /// More names than this are not told apart: then every name waits.
 const MAX_NAMES: usize = 65_536;
+
+/// What a write leaves at its name.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Left<'a> {
+    Body(&'a Bytes),
+    Nothing,
+    /// No other write is taken for the same.
+    Something,
+}
+
+impl Left<'_> {
+    /// The same for the same thing, and hardly ever for another: 64 bits.
+    fn print(self) -> Option<u64> {
+        let hash = BuildHasherDefault::<DefaultHasher>::default();
+        match self {
+            Left::Body(body) => Some(hash.hash_one(body)),
+            Left::Nothing => Some(0),
+            Left::Something => None,
+        }
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Quarantine {
@@ -26,7 +49,7 @@ pub(super) struct Quarantine {
 
 #[derive(Debug, Default)]
 struct State {
-    until: HashMap<String, Instant>,
+    names: HashMap<String, Lingering>,
     /// What did not fit above: for all names.
     everyone: Option<Instant>,
     under_way: usize,
@@ -34,21 +57,42 @@ struct State {
     prune_at: usize,
 }
 
+/// The writes of a name that may still take effect.
+#[derive(Debug, Clone, Copy)]
+struct Lingering {
+    until: Instant,
+    /// Of what all of them leave; `None` if that is not one thing.
+    print: Option<u64>,
+}
+
 impl Quarantine {
     /// A write of this name begins. If what is returned is dropped without an
     /// answer, the write's fate is unknown for `linger`.
-    pub(super) fn begin<'a>(&'a self, name: &'a str, linger: Duration) -> UnderWay<'a> {
+    pub(super) fn begin<'a>(
+        &'a self,
+        name: &'a str,
+        left: Left<'a>,
+        linger: Duration,
+    ) -> UnderWay<'a> {
         self.lock().under_way += 1;
         UnderWay {
             quarantine: self,
             name,
+            left,
             linger,
         }
     }
 
-    /// Returns when no earlier write of this name can take effect any more.
-    pub(super) async fn passed(&self, name: &str) {
+    /// Returns when no earlier write of this name can take effect any more, or none
+    /// that would leave anything else than this one.
+    pub(super) async fn passed(&self, name: &str, left: Left<'_>) {
         while let Some(until) = self.until(name) {
+            if self
+                .only(name)
+                .is_some_and(|print| left.print() == Some(print))
+            {
+                return;
+            }
             sleep_until(until).await;
         }
     }
@@ -80,8 +124,18 @@ impl Quarantine {
 
     fn until(&self, name: &str) -> Option<Instant> {
         let state = self.lock();
-        let until = state.until.get(name).copied().max(state.everyone);
+        let until = state.names.get(name).map(|name| name.until);
+        let until = until.max(state.everyone);
         until.filter(|until| *until > Instant::now())
+    }
+
+    /// What the earlier writes of this name leave, if that is one thing and known.
+    fn only(&self, name: &str) -> Option<u64> {
+        let state = self.lock();
+        match state.everyone.filter(|until| *until > Instant::now()) {
+            Some(_) => None,
+            None => state.names.get(name)?.print,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -91,21 +145,27 @@ impl Quarantine {
 
 impl State {
     fn last(&self) -> Option<Instant> {
-        self.until.values().copied().max().max(self.everyone)
+        let names = self.names.values().map(|name| name.until);
+        names.max().max(self.everyone)
     }
 
-    fn add(&mut self, name: &str, until: Instant) {
+    fn add(&mut self, name: &str, until: Instant, print: Option<u64>) {
         let now = Instant::now();
-        if self.until.len() >= self.prune_at {
-            self.until.retain(|_, until| *until > now);
-            self.prune_at = (2 * self.until.len()).clamp(64, MAX_NAMES);
+        if self.names.len() >= self.prune_at {
+            self.names.retain(|_, name| name.until > now);
+            self.prune_at = (2 * self.names.len()).clamp(64, MAX_NAMES);
         }
-        if self.until.len() >= MAX_NAMES && !self.until.contains_key(name) {
+        if self.names.len() >= MAX_NAMES && !self.names.contains_key(name) {
             self.everyone = self.everyone.max(Some(until));
             return;
         }
-        let known = self.until.entry(name.to_owned()).or_insert(until);
-        *known = until.max(*known);
+        let new = Lingering { until, print };
+        let known = self.names.entry(name.to_owned()).or_insert(new);
+        if known.until <= now {
+            *known = new;
+        }
+        known.until = until.max(known.until);
+        known.print = known.print.filter(|known| Some(*known) == print);
     }
 }
 
@@ -114,6 +174,7 @@ impl State {
 pub(super) struct UnderWay<'a> {
     quarantine: &'a Quarantine,
     name: &'a str,
+    left: Left<'a>,
     /// For how long it may take effect if it ends now.
     linger: Duration,
 }
@@ -127,10 +188,13 @@ impl UnderWay<'_> {
 
 impl Drop for UnderWay<'_> {
     fn drop(&mut self) {
+        let lingers = !self.linger.is_zero();
+        // A hash of the body, which takes its time: only where it is needed.
+        let print = if lingers { self.left.print() } else { None };
         let mut state = self.quarantine.lock();
         state.under_way -= 1;
-        if !self.linger.is_zero() {
-            state.add(self.name, Instant::now() + self.linger);
+        if lingers {
+            state.add(self.name, Instant::now() + self.linger, print);
         }
         drop(state);
         self.quarantine.ended.notify_waiters();
@@ -147,14 +211,50 @@ mod tests {
     async fn it_is_bounded_and_pruned() {
         let quarantine = Quarantine::default();
         for number in 0..MAX_NAMES + 10 {
-            drop(quarantine.begin(&number.to_string(), LIFE));
+            drop(quarantine.begin(&number.to_string(), Left::Nothing, LIFE));
         }
-        assert_eq!(quarantine.lock().until.len(), MAX_NAMES);
+        assert_eq!(quarantine.lock().names.len(), MAX_NAMES);
         assert_eq!(quarantine.left("never written"), LIFE);
-        quarantine.passed("never written").await;
-        drop(quarantine.begin("new", LIFE));
-        assert_eq!(quarantine.lock().until.len(), 1);
+        let began = Instant::now();
+        quarantine.passed("0", Left::Nothing).await;
+        assert_eq!(began.elapsed(), LIFE, "what names are not told apart waits");
+        drop(quarantine.begin("new", Left::Nothing, LIFE));
+        assert_eq!(quarantine.lock().names.len(), 1);
         assert_eq!(quarantine.left("other"), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_same_thing_goes_ahead_and_no_other() {
+        let (a, b) = (Bytes::from("a"), Bytes::from("b"));
+        let all = [Left::Body(&a), Left::Body(&b), Left::Nothing];
+        for (first, earlier) in all.into_iter().enumerate() {
+            for (second, later) in all.into_iter().enumerate() {
+                let quarantine = Quarantine::default();
+                let began = Instant::now();
+                drop(quarantine.begin("n", earlier, LIFE));
+                quarantine.passed("n", later).await;
+                let waited = if first == second {
+                    Duration::ZERO
+                } else {
+                    LIFE
+                };
+                assert_eq!(began.elapsed(), waited, "{earlier:?} {later:?}");
+            }
+        }
+        // Two different ones may land: then even the same waits, but not for ever.
+        let quarantine = Quarantine::default();
+        drop(quarantine.begin("n", Left::Body(&a), LIFE));
+        drop(quarantine.begin("n", Left::Body(&b), LIFE / 2));
+        let began = Instant::now();
+        quarantine.passed("n", Left::Body(&a)).await;
+        assert_eq!(began.elapsed(), LIFE);
+        drop(quarantine.begin("n", Left::Body(&b), LIFE));
+        quarantine.passed("n", Left::Body(&b)).await;
+        assert_eq!(began.elapsed(), LIFE);
+        // Of the container's metadata nothing is known.
+        drop(quarantine.begin("", Left::Something, LIFE));
+        quarantine.passed("", Left::Something).await;
+        assert_eq!(began.elapsed(), 2 * LIFE);
     }
 
     #[tokio::test(start_paused = true)]
@@ -163,7 +263,7 @@ mod tests {
         let began = Instant::now();
         let other = quarantine.clone();
         tokio::spawn(async move {
-            let write = other.begin("a", LIFE);
+            let write = other.begin("a", Left::Nothing, LIFE);
             tokio::time::sleep(Duration::from_secs(7)).await;
             write.answered(Duration::from_secs(5));
         });

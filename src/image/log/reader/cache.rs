@@ -21,7 +21,9 @@ const ENTRY: u64 = 200;
 const SHARD: u64 = 16 << 20;
 /// The most shards: more readers than this do not meet.
 const MAX_SHARDS: u64 = 16;
-/// The part of the cache for what was used more than once.
+/// The part of the cache for what was used more than once. Keys that were evicted are
+/// not remembered: one that came back would go to this part whatever it holds, and in
+/// the end there would be no queue.
 const HOT: f64 = 0.5;
 
 pub(super) struct FrameCache(Cache<FrameRef, Bytes, Weigher, Hashing>);
@@ -50,6 +52,7 @@ impl FrameCache {
             .estimated_items_capacity(items as usize)
             .weight_capacity(bytes)
             .hot_allocation(HOT)
+            .ghost_allocation(0.0)
             .build()
             .unwrap_or_else(|error| unreachable!("cache options are all set: {error}"));
         let (hashing, lifecycle) = (Hashing::default(), DefaultLifecycle::default());

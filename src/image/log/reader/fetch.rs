@@ -67,11 +67,12 @@ impl Lane {
         (self.size / 2).min(MAX_GET)
     }
 
-    /// Promises to fetch so many bytes, if that stays within the lane's size.
+    /// Promises to fetch so many bytes, if that stays within twice the lane's size:
+    /// what read-ahead asks for at once is less, what encoding adds included.
     pub(super) fn reserve(&self, bytes: u32) -> bool {
         let fits = |reserved: u64| {
             let after = reserved + u64::from(bytes);
-            (after <= self.size).then_some(after)
+            (after <= 2 * self.size).then_some(after)
         };
         let (set, fetch) = (Ordering::Relaxed, Ordering::Relaxed);
         self.reserved.fetch_update(set, fetch, fits).is_ok()

@@ -1,44 +1,52 @@
 //! What a container says about the volume in it, in the original's words:
-//! `X-Container-Meta-Swiftnbd-{Version,Objects,Object-Size,Client,Last}`.
+//! `X-Container-Meta-Swiftnbd-{Version,Objects,Object-Size,Client,Last}`; in format 2
+//! `Size` and `Block-Size` instead of `Objects` and `Object-Size`. The
+//! lock is the same in both formats.
 //!
-//! Client is the lock: empty or absent means unlocked. It is read, then written,
-//! then read again; there is no compare-and-swap, so two hosts that lock in the
-//! same instant can both believe that they won. Reading back closes most of that
-//! window, several reads (a container's replicas may differ) most of the rest.
+//! Client is the lock: empty or absent means unlocked.
 
 pub mod doom;
+mod format;
+mod lock;
 
 use std::fmt;
 use std::time::Duration;
 
-use super::layout::{Layout, MAX_OBJECT_SIZE, MAX_OBJECTS};
+pub use self::format::Format;
+pub use self::lock::{client, lock, lock_unfinished, release, unlock};
 use crate::store::{Metadata, ObjectStore, StoreError};
 
 const VERSION: &str = "swiftnbd-version";
 const OBJECTS: &str = "swiftnbd-objects";
 const OBJECT_SIZE: &str = "swiftnbd-object-size";
+const SIZE: &str = "swiftnbd-size";
+const BLOCK_SIZE: &str = "swiftnbd-block-size";
 const CLIENT: &str = "swiftnbd-client";
 const LAST: &str = "swiftnbd-last";
 const UNLOCKED: &str = "swiftnbd-unlocked";
 /// Set from the first object that is deleted to the last: what is left is no
 /// volume any more.
 const DELETING: &str = "swiftnbd-deleting";
+/// Set while the volume is made of another one: that one's container.
+const CONVERTING: &str = "swiftnbd-converting";
 
 /// How often the metadata is read where a lock may be there: each read may reach
 /// another replica, and any holder that one of them shows counts.
 pub const LOOKS: usize = 3;
 
-/// A volume of format 1, as its container describes it.
+/// A volume, as its container describes it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Volume {
-    /// Its geometry.
-    pub layout: Layout,
+    /// Its format and geometry.
+    pub format: Format,
     /// Who has locked it.
     pub client: Option<Holder>,
     /// Who had locked it before.
     pub last: Option<Holder>,
     /// When a person took a lock away that was not released, in Unix seconds.
     pub unlocked: Option<u64>,
+    /// The container that this one is being made of; nothing if it is complete.
+    pub converting: Option<String>,
 }
 
 /// The value of Client or Last: `who@unix-seconds`. The original writes
@@ -69,6 +77,9 @@ pub enum MetaError {
     /// Some of its objects are deleted already.
     #[error("it is being deleted, and some of its data is gone already")]
     Deleting,
+    /// A part of its data is not there yet.
+    #[error("it is being made of container {0}, and not complete")]
+    Unfinished(String),
     /// Somebody holds the lock.
     #[error("it is locked by {0}")]
     Locked(Holder),
@@ -133,9 +144,24 @@ fn utc(unix_seconds: u64) -> String {
     format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
 }
 
+/// One key of a container's metadata, if there is something in it.
+fn text<'a>(metadata: &'a Metadata, key: &str) -> Option<&'a str> {
+    let value = metadata.get(key)?.trim();
+    (!value.is_empty()).then_some(value)
+}
+
 impl Volume {
     /// Reads a container's metadata.
     pub fn parse(metadata: &Metadata) -> Result<Volume, MetaError> {
+        let volume = Volume::parse_unfinished(metadata)?;
+        match volume.converting {
+            Some(source) => Err(MetaError::Unfinished(source)),
+            None => Ok(volume),
+        }
+    }
+
+    /// The same, of a volume that may be half made.
+    fn parse_unfinished(metadata: &Metadata) -> Result<Volume, MetaError> {
         let volume = Volume::parse_doomed(metadata)?;
         match metadata.contains_key(DELETING) {
             true => Err(MetaError::Deleting),
@@ -145,45 +171,13 @@ impl Volume {
 
     /// The same, of a volume that may be half deleted.
     fn parse_doomed(metadata: &Metadata) -> Result<Volume, MetaError> {
-        let text = |key: &str| {
-            metadata
-                .get(key)
-                .map(|value| value.trim())
-                .filter(|v| !v.is_empty())
-        };
-        match text(VERSION) {
-            Some("1") => {}
-            Some(other) => return Err(MetaError::UnknownVersion(other.to_owned())),
-            None if text(OBJECTS).or(text(OBJECT_SIZE)).is_none() => {
-                return Err(MetaError::NotAVolume);
-            }
-            None => {
-                return Err(MetaError::Damaged {
-                    key: "Version",
-                    value: None,
-                });
-            }
-        }
-        let number = |key: &'static str, name: &'static str, most: u64| {
-            let value = text(key);
-            match value.and_then(|value| value.parse::<u64>().ok()) {
-                Some(number) if (1..=most).contains(&number) => Ok(number),
-                _ => Err(MetaError::Damaged {
-                    key: name,
-                    value: value.map(str::to_owned),
-                }),
-            }
-        };
-        let layout = Layout {
-            objects: number(OBJECTS, "Objects", MAX_OBJECTS)?,
-            object_size: number(OBJECT_SIZE, "Object-Size", u64::from(MAX_OBJECT_SIZE))? as u32,
-        };
-        let holder = |key| text(key).map(|value| Holder(value.to_owned()));
+        let holder = |key| text(metadata, key).map(|value| Holder(value.to_owned()));
         Ok(Volume {
-            layout,
+            format: Format::parse(metadata)?,
             client: holder(CLIENT),
             last: holder(LAST),
-            unlocked: text(UNLOCKED).and_then(|value| value.parse().ok()),
+            unlocked: text(metadata, UNLOCKED).and_then(|value| value.parse().ok()),
+            converting: text(metadata, CONVERTING).map(str::to_owned),
         })
     }
 }
@@ -191,150 +185,66 @@ impl Volume {
 /// Reads the volume in a container; a lock that any of several reads shows
 /// counts.
 pub async fn read(store: &dyn ObjectStore) -> Result<Volume, MetaError> {
-    let mut volume = Volume::parse(&store.metadata().await?)?;
+    complete(read_unfinished(store).await?)
+}
+
+/// The same, of a volume that may be half made.
+pub async fn read_unfinished(store: &dyn ObjectStore) -> Result<Volume, MetaError> {
+    let mut volume = Volume::parse_unfinished(&store.metadata().await?)?;
     for _ in 1..LOOKS {
         if volume.client.is_some() {
             break;
         }
-        volume = Volume::parse(&store.metadata().await?)?;
+        volume = Volume::parse_unfinished(&store.metadata().await?)?;
     }
     Ok(volume)
 }
 
-/// Makes the container a volume that nobody has locked. Objects that are there
-/// already stay, and are its content, as with the original.
-pub async fn write(store: &dyn ObjectStore, layout: &Layout) -> Result<(), StoreError> {
-    let mut changes = description(layout);
-    changes.insert(CLIENT.to_owned(), String::new());
-    changes.insert(LAST.to_owned(), String::new());
+/// Refuses a volume that is half made.
+fn complete(volume: Volume) -> Result<Volume, MetaError> {
+    match volume.converting {
+        Some(source) => Err(MetaError::Unfinished(source)),
+        None => Ok(volume),
+    }
+}
+
+/// Makes the container a volume that nobody has locked. In format 1, objects that are
+/// there already stay, and are its content, as with the original.
+pub async fn write(store: &dyn ObjectStore, format: &Format) -> Result<(), StoreError> {
+    let mut changes = format.describe();
+    for key in [CLIENT, LAST, CONVERTING] {
+        changes.insert(key.to_owned(), String::new());
+    }
     store.set_metadata(&changes).await
 }
 
 /// The same, and leaves alone a lock that is there.
-pub async fn describe(store: &dyn ObjectStore, layout: &Layout) -> Result<(), StoreError> {
-    store.set_metadata(&description(layout)).await
+pub async fn describe(store: &dyn ObjectStore, format: &Format) -> Result<(), StoreError> {
+    store.set_metadata(&format.describe()).await
 }
 
-fn description(layout: &Layout) -> Metadata {
-    let set = |key: &str, value: String| (key.to_owned(), value);
-    Metadata::from([
-        set(VERSION, "1".to_owned()),
-        set(OBJECTS, layout.objects.to_string()),
-        set(OBJECT_SIZE, layout.object_size.to_string()),
-    ])
-}
-
-/// Locks the volume for `holder`. [`MetaError::Locked`] if somebody else has it.
-pub async fn lock(store: &dyn ObjectStore, holder: &Holder) -> Result<Volume, MetaError> {
-    let volume = read(store).await?;
-    if let Some(other) = volume.client {
-        return Err(MetaError::Locked(other));
-    }
-    let locked = async {
-        set_client(store, &holder.0, volume.last.as_ref()).await?;
-        match Volume::parse(&store.metadata().await?)?.client {
-            Some(other) if other != *holder => Err(MetaError::Locked(other)),
-            _ => Ok(()),
-        }
-    };
-    match locked.await {
-        Ok(()) => Ok(volume),
-        Err(MetaError::Locked(other)) => Err(MetaError::Locked(other)),
-        Err(error) => {
-            // The lock may be there although the answer was lost. What cannot be
-            // taken back here is for a person to unlock.
-            let _ = release(store, holder, false).await;
-            Err(error)
-        }
-    }
-}
-
-/// Who has locked the container, whatever else its metadata says: damage there
-/// must not hide a lock.
-pub async fn client(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreError> {
-    for _ in 0..LOOKS {
-        let metadata = store.metadata().await?;
-        if let Some(client) = metadata
-            .get(CLIENT)
-            .map(|text| text.trim())
-            .filter(|t| !t.is_empty())
-        {
-            return Ok(Some(Holder(client.to_owned())));
-        }
-    }
-    Ok(None)
-}
-
-/// Takes the lock away from whoever has it, at a person's word: `now` (Unix
-/// seconds) is remembered, for the requests of a holder that died may still be
-/// on their way. Works on damaged metadata too, and on a volume that is deleted.
-pub async fn unlock(store: &dyn ObjectStore, now: u64) -> Result<Holder, MetaError> {
-    let unlocked = match read(store).await {
-        Ok(_) => MetaError::NotLocked,
-        Err(damage @ (MetaError::Damaged { .. } | MetaError::Deleting)) => damage,
-        Err(error) => return Err(error),
-    };
-    let intended = doom::only_intended(store).await?;
-    let (holder, mut changes) = match (client(store).await?, &intended) {
-        (Some(holder), _) => {
-            let mut changes = released(&holder);
-            changes.insert(UNLOCKED.to_owned(), now.to_string());
-            (holder, changes)
-        }
-        (None, Some(deleter)) => (deleter.clone(), Metadata::new()),
-        (None, None) => return Err(unlocked),
-    };
-    if intended.is_some() {
-        changes.insert(DELETING.to_owned(), String::new());
-    }
-    store.set_metadata(&changes).await?;
-    Ok(holder)
-}
-
-/// Gives our own lock back, once no request of ours can take effect any more.
-/// `settled` says that requests of holders before us cannot either: then an unlock
-/// by hand is forgotten. [`MetaError::Locked`] if somebody else has taken the lock
-/// meanwhile: that lock stays.
-pub async fn release(
+/// The same for a volume that is to be made of another one's container, and is nobody's
+/// to use until [`finish`].
+pub async fn describe_unfinished(
     store: &dyn ObjectStore,
-    holder: &Holder,
-    settled: bool,
-) -> Result<(), MetaError> {
-    match Volume::parse_doomed(&store.metadata().await?)?.client {
-        Some(other) if other != *holder => Err(MetaError::Locked(other)),
-        _ => {
-            let mut changes = released(holder);
-            if settled {
-                changes.insert(UNLOCKED.to_owned(), String::new());
-            }
-            Ok(store.set_metadata(&changes).await?)
-        }
-    }
-}
-
-fn released(holder: &Holder) -> Metadata {
-    Metadata::from([
-        (CLIENT.to_owned(), String::new()),
-        (LAST.to_owned(), holder.0.clone()),
-    ])
-}
-
-async fn set_client(
-    store: &dyn ObjectStore,
-    client: &str,
-    last: Option<&Holder>,
+    format: &Format,
+    source: &str,
 ) -> Result<(), StoreError> {
-    let last = last.map_or(String::new(), |last| last.0.clone());
-    let changes = Metadata::from([
-        (CLIENT.to_owned(), client.to_owned()),
-        (LAST.to_owned(), last),
-    ]);
+    let mut changes = format.describe();
+    changes.insert(CONVERTING.to_owned(), source.to_owned());
+    store.set_metadata(&changes).await
+}
+
+/// The volume is complete.
+pub async fn finish(store: &dyn ObjectStore) -> Result<(), StoreError> {
+    let changes = Metadata::from([(CONVERTING.to_owned(), String::new())]);
     store.set_metadata(&changes).await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::objects::layout::Layout;
 
     fn metadata(pairs: &[(&str, &str)]) -> Metadata {
         pairs
@@ -354,13 +264,11 @@ mod tests {
             ("other", "kept"),
         ]))
         .unwrap();
-        assert_eq!(
-            volume.layout,
-            Layout {
-                objects: 16384,
-                object_size: 65536
-            }
-        );
+        let layout = Layout {
+            objects: 16384,
+            object_size: 65536,
+        };
+        assert_eq!(volume.format, Format::Objects(layout));
         let client = volume.client.unwrap();
         assert_eq!(client.parts(), ("10.0.0.7:10811", Some(1_385_853_264)));
         assert_eq!(
@@ -368,6 +276,40 @@ mod tests {
             "10.0.0.7:10811 since 2013-11-30 23:14:24 UTC"
         );
         assert_eq!(volume.last.unwrap().parts(), ("ctl", Some(1_385_853_000)));
+    }
+
+    /// What one format says replaces all that the other said.
+    #[test]
+    fn both_formats_come_back_as_they_were_described() {
+        let (objects, object_size) = (16384, 65536);
+        let formats = [
+            Format::Objects(Layout {
+                objects,
+                object_size,
+            }),
+            Format::Log {
+                size: 7 * 512,
+                block_size: 512,
+            },
+            Format::Log {
+                size: 1 << 30,
+                block_size: 4096,
+            },
+        ];
+        for before in formats {
+            for format in formats {
+                let mut all = before.describe();
+                all.extend(format.describe());
+                assert_eq!(Volume::parse(&all).unwrap().format, format);
+                all.insert(CONVERTING.to_owned(), "old".to_owned());
+                let error = Volume::parse(&all).unwrap_err();
+                assert!(matches!(error, MetaError::Unfinished(source) if source == "old"));
+                // As the original knows its volumes.
+                all.retain(|_, value| !value.is_empty());
+                let originals = [OBJECTS, OBJECT_SIZE].map(|key| all.contains_key(key));
+                assert_eq!(originals, [format.number() == 1; 2]);
+            }
+        }
     }
 
     #[test]
@@ -378,8 +320,28 @@ mod tests {
                 "it is not a swiftnbd volume: its metadata has no Swiftnbd-Version",
             ),
             (
+                &[("swiftnbd-version", "3")],
+                "it is a volume of format \"3\", which",
+            ),
+            (
                 &[("swiftnbd-version", "2")],
-                "it is a volume of format \"2\", which",
+                "damaged: Swiftnbd-Size is missing",
+            ),
+            (
+                &[("swiftnbd-version", "2"), ("swiftnbd-size", "4096")],
+                "damaged: Swiftnbd-Block-Size is missing",
+            ),
+            (
+                &[
+                    ("swiftnbd-version", "2"),
+                    ("swiftnbd-size", "4608"),
+                    ("swiftnbd-block-size", "4096"),
+                ],
+                "damaged: Swiftnbd-Block-Size is \"4096\"",
+            ),
+            (
+                &[("swiftnbd-size", "5")],
+                "damaged: Swiftnbd-Version is missing",
             ),
             (
                 &[("swiftnbd-objects", "5")],

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use super::{
-    CLIENT, DELETING, Holder, LAST, LOOKS, MetaError, OBJECT_SIZE, OBJECTS, UNLOCKED, VERSION,
-    Volume, client,
+    BLOCK_SIZE, CLIENT, CONVERTING, DELETING, Holder, LAST, LOOKS, MetaError, OBJECT_SIZE, OBJECTS,
+    SIZE, UNLOCKED, VERSION, Volume, client,
 };
 use crate::store::{Metadata, ObjectStore, StoreError};
 
@@ -82,6 +82,9 @@ pub async fn erase(store: &dyn ObjectStore) -> Result<(), StoreError> {
         VERSION,
         OBJECTS,
         OBJECT_SIZE,
+        SIZE,
+        BLOCK_SIZE,
+        CONVERTING,
         CLIENT,
         LAST,
         UNLOCKED,

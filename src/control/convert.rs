@@ -1,0 +1,194 @@
+//! `convert`: makes a new volume of format 2 of one of format 1.
+//!
+//! The order: the old volume is locked; the new one is made, and its container says that
+//! it is unfinished, so that nobody uses it; it is locked; everything is copied; it is
+//! read again from the beginning, and must be the same as the old one; it is closed and
+//! unlocked; only then it is said to be complete. Whoever is interrupted runs it again:
+//! nothing is taken on trust then, and what is the same is not written again. The old
+//! volume stays as it is.
+
+use std::sync::Arc;
+
+use super::setup::{self, Plan};
+use super::signals::Signals;
+use super::transfer::Pace;
+use super::transfer::claim::{Claim, Place, Verb};
+use super::transfer::copy::{self, Content, Copy};
+use super::transfer::progress::Progress;
+use super::{daemon, explain, open, passphrase};
+use crate::cli;
+use crate::config::{Config, Volume};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::image::log::Log;
+use crate::image::log::format::root::Geometry;
+use crate::image::meta::{self, Format, MetaError};
+use crate::image::objects::layout::Layout;
+use crate::stack;
+use crate::store::ErrorKind;
+
+/// Logical block size of the new volume, in bytes: what is on the old one may rely on
+/// it.
+const BLOCK_SIZE: u32 = 512;
+
+/// Carries it out.
+pub fn run(config: &Config, args: &cli::Convert) -> Result<()> {
+    let old = config.volume(&args.name)?;
+    let mut new = config.volume(&args.new)?;
+    if (&old.container, &old.backend) == (&new.container, &new.backend) {
+        let text = format!("volumes {} and {} are one container", old.name, new.name);
+        return Err(Error::usage(text).hint("the new volume needs a container of its own"));
+    }
+    if new.read_only {
+        let text = format!("volume {}: it is read-only in the configuration", new.name);
+        return Err(Error::usage(text));
+    }
+    passphrase::choose(&mut new, &args.passphrase)?;
+    if args.encrypt {
+        passphrase::settle_new(&mut new)?;
+    }
+    let runtime = daemon::runtime()?;
+    runtime.block_on(async {
+        let mut signals = Signals::listen()?;
+        let place = Place::enter(&old)?;
+        let claim = place.claim(Verb::Convert, "", false).await?;
+        let converted = match claim.format() {
+            Format::Objects(layout) => {
+                convert(&old, &claim, layout, &mut new, args, &mut signals).await
+            }
+            Format::Log { .. } => Err(Error::usage(format!(
+                "volume {}: it is of format 2 already",
+                old.name
+            ))),
+        };
+        let released = claim.release(&mut signals).await;
+        converted.and(released)
+    })
+}
+
+async fn convert(
+    old: &Volume,
+    from: &Claim,
+    layout: Layout,
+    new: &mut Volume,
+    args: &cli::Convert,
+    signals: &mut Signals,
+) -> Result<()> {
+    from.await_quiet(signals).await?;
+    let place = Place::enter(new)?;
+    make(&place, old, new, layout, args).await?;
+    passphrase::ask_if_needed(new, place.container()).await?;
+    let claim = place.claim(Verb::Make, &old.container, false).await?;
+    let store = Arc::clone(&claim.container().impatient);
+    let log = match open::log(new, claim.container(), &claim.store()).await {
+        Ok(log) => Arc::new(log),
+        Err(error) => return claim.release(signals).await.and(Err(error)),
+    };
+    let image = stack::objects(old, &from.store(), layout);
+    let content = Content {
+        volume: old.clone(),
+        image: Arc::new(image),
+    };
+    let copied = copy(&content, new, &log, args, signals).await;
+    let copied = match copied {
+        Ok(()) => from.check().await.and(claim.check().await),
+        error => error,
+    };
+    // If it cannot be closed it stays ours.
+    copy::close(new, &log, signals).await?;
+    claim.release(signals).await?;
+    copied.map_err(|error| {
+        error.context(format!(
+            "volume {} is not complete, and cannot be used",
+            new.name
+        ))
+    })?;
+    let finished = meta::finish(&*store).await;
+    finished.map_err(|error| explain::store(new, &error))
+}
+
+/// Copies everything, and then compares everything.
+async fn copy(
+    old: &Content,
+    new: &Volume,
+    log: &Arc<Log>,
+    args: &cli::Convert,
+    signals: &mut Signals,
+) -> Result<()> {
+    let copy = Arc::new(Copy {
+        pace: Pace::new(args.limit),
+        progress: Progress::bytes(2 * log.size(), args.quiet),
+    });
+    let to = Content {
+        volume: new.clone(),
+        image: Arc::clone(log) as Arc<dyn Image>,
+    };
+    let origin = Arc::new(old.clone());
+    let done = async {
+        copy.into_volume(origin.clone(), &to, signals).await?;
+        let flushed = log.flush().await;
+        flushed.map_err(|error| explain::image(new, &error))?;
+        match copy.into_volume(origin, &to, signals).await? {
+            0 => Ok(()),
+            bytes => {
+                let text = format!(
+                    "volume {}: {bytes} bytes were not what had been written; they are now",
+                    new.name
+                );
+                Err(Error::failed(text).hint("the same command again compares everything anew"))
+            }
+        }
+    }
+    .await;
+    copy.progress.end();
+    done
+}
+
+/// Makes the new volume, unless an earlier attempt has.
+async fn make(
+    place: &Place,
+    old: &Volume,
+    new: &Volume,
+    layout: Layout,
+    args: &cli::Convert,
+) -> Result<()> {
+    let store = place.impatient();
+    let failed = |error| explain::store(new, &error);
+    let geometry = Geometry {
+        size: layout.size(),
+        block_size: BLOCK_SIZE,
+        compression: setup::compression(args.compression),
+    };
+    let plan = Plan::Log(geometry);
+    match meta::read_unfinished(store).await {
+        Ok(there) => {
+            if there.converting.as_deref() == Some(old.container.as_str())
+                && there.format == plan.format()
+            {
+                return Ok(());
+            }
+            return Err(is_there(new, there.converting.as_deref()));
+        }
+        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {}
+        Err(MetaError::NotAVolume) if setup::data(store, new).await?.is_none() => {}
+        Err(MetaError::NotAVolume) => return Err(is_there(new, None)),
+        Err(error) => return Err(explain::meta(new, &error)),
+    }
+    let passphrase = setup::new_passphrase(new, args.encrypt)?;
+    store.create().await.map_err(failed)?;
+    let impatient = &place.container().impatient;
+    setup::begin(impatient, new, &plan, passphrase.as_ref()).await?;
+    let described = meta::describe_unfinished(store, &plan.format(), &old.container).await;
+    described.map_err(failed)
+}
+
+fn is_there(new: &Volume, converting: Option<&str>) -> Error {
+    let name = &new.name;
+    let what = match converting {
+        Some(source) => format!("the unfinished conversion of container {source}"),
+        None => "a volume already".to_owned(),
+    };
+    Error::failed(format!("volume {name}: the container is {what}")).hint(format!(
+        "choose another name for the new volume, or delete what is there: `swiftnbd delete {name}`"
+    ))
+}

@@ -1,0 +1,92 @@
+//! A volume of format 2 is opened: by whom, with which passphrase, within which limits.
+//!
+//! Knows: what a user may have set wrong. Does not know: what the volume is opened for.
+
+use std::sync::Arc;
+
+use super::registry::{host_name, unix_now};
+use super::{explain, passphrase};
+use crate::config::{Volume, format_size};
+use crate::error::{Error, Result};
+use crate::image::Image;
+use crate::image::log::format::AttachId;
+use crate::image::log::{Limits, Log, Who};
+use crate::image::meta::{self, Format};
+use crate::stack::{self, Container};
+use crate::store::ObjectStore;
+
+/// Who we are to a log, from now on.
+pub fn who() -> Who {
+    Who {
+        attach: AttachId::random(),
+        host: host_name(),
+        unix_seconds: unix_now(),
+    }
+}
+
+/// Opens the volume; `live` is the store that it uses from then on. Whoever calls this
+/// holds the container's lock.
+pub async fn log(
+    volume: &Volume,
+    container: &Container,
+    live: &Arc<dyn ObjectStore>,
+) -> Result<Log> {
+    check_limits(volume)?;
+    let passphrase = passphrase::of(volume)?;
+    let opened = stack::log(volume, container, live, passphrase.as_ref(), who()).await;
+    opened.map_err(|error| explain::log(volume, &error))
+}
+
+/// Has the container's metadata say what the volume is, if it says something else. It
+/// is a hint for people and tools: a failure is no reason not to use the volume.
+pub async fn describe(volume: &Volume, container: &Container, log: &Log, said: &Format) {
+    let is = format(log);
+    if is == *said {
+        return;
+    }
+    tracing::warn!(
+        volume = volume.name,
+        "the container's metadata says {} bytes in blocks of {}, but the volume has {} in blocks \
+         of {}",
+        said.size(),
+        said.block_size(),
+        is.size(),
+        is.block_size()
+    );
+    if let Err(error) = meta::describe(&*container.impatient, &is).await {
+        tracing::warn!(volume = volume.name, %error, "cannot correct the metadata");
+    }
+}
+
+/// What the metadata should say.
+pub fn format(log: &Log) -> Format {
+    let geometry = log.geometry();
+    Format::Log {
+        size: geometry.size,
+        block_size: geometry.block_size,
+    }
+}
+
+/// Closes it: everything is durable.
+pub async fn close(volume: &Volume, log: &Log) -> Result<()> {
+    let closed = log.close().await;
+    closed.map_err(|error| explain::image(volume, &error))
+}
+
+/// Refuses memory with which it could not work.
+fn check_limits(volume: &Volume) -> Result<()> {
+    let name = &volume.name;
+    let least = [
+        ("dirty", volume.dirty, Limits::least_dirty()),
+        ("map", volume.map, Limits::least_map()),
+    ];
+    for (key, set, least) in least {
+        if set < least {
+            let set = format_size(set);
+            let text = format!("volume {name}: {key} = \"{set}\" is too little for format 2");
+            let hint = format!("it must be at least {}", format_size(least));
+            return Err(Error::usage(text).hint(hint));
+        }
+    }
+    Ok(())
+}
