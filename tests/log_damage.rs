@@ -250,8 +250,7 @@ async fn a_claim_that_cannot_be_read_refuses() {
     let newest = volume
         .names()
         .into_iter()
-        .filter(|name| name.starts_with("epoch/"))
-        .next_back();
+        .rfind(|name| name.starts_with("epoch/"));
     let newest = newest.unwrap();
     for harm in [Harm::Bit(70), Harm::Cut, Harm::Kind, Harm::Version] {
         let mut copy = volume.copy();
