@@ -1,6 +1,8 @@
 //! Format 2's objects: what was encoded is decoded, whatever it is, plain and sealed.
 //! What happens to anything else is in `log_format_damage.rs`.
 
+#[path = "support/boxes.rs"]
+mod boxes;
 #[path = "support/objects2.rs"]
 mod objects2;
 
@@ -13,7 +15,7 @@ use swiftnbd::image::log::format::keys::{
     self, Cost, DataKey, KeyError, Passphrase, PassphraseError,
 };
 use swiftnbd::image::log::format::names::{self, Name};
-use swiftnbd::image::log::format::root::{Compression, Root, hash, prelude};
+use swiftnbd::image::log::format::root::{self, Compression, Root, prelude};
 use swiftnbd::image::log::format::seal::{Cipher, Kind};
 use swiftnbd::image::log::format::segment::{Builder, HEADER_GUESS, Header, Plan};
 use swiftnbd::image::log::format::tables::{MapBuilder, Tables, era_of_map, era_of_segment};
@@ -290,7 +292,7 @@ fn a_key_whose_cost_is_absurd_is_refused_at_once() {
         payload[1..5].copy_from_slice(&cost.memory_kib.to_le_bytes());
         payload[5..9].copy_from_slice(&cost.passes.to_le_bytes());
         payload[9..13].copy_from_slice(&cost.lanes.to_le_bytes());
-        let body = plain_box(&body[..32], &names::key(1), &payload);
+        let body = boxes::plain_object(Kind::Key, VOLUME, &names::key(1), &payload);
         let error = keys::unwrap(&names::key(1), VOLUME, &body, &passphrase("p")).unwrap_err();
         assert!(
             matches!(error, KeyError::Damage(Damage::Malformed(_))),
@@ -381,6 +383,7 @@ proptest! {
         let (header, hash) = Header::decode(&built.name, VOLUME, cipher, &first).unwrap();
         prop_assert_eq!(&header, &built.header);
         prop_assert_eq!(hash, built.hash);
+        prop_assert_eq!(hash, root::hash(&body[36..needed as usize]));
         let end = header.object_length().unwrap_or(needed);
         prop_assert_eq!(end, body.len() as u64);
         prop_assert_eq!(header.frames.len(), script.frames.len());

@@ -34,19 +34,6 @@ pub fn ciphers() -> &'static [Cipher; 2] {
     CIPHERS.get_or_init(|| [Cipher::Plain, DataKey::random().cipher(VOLUME)])
 }
 
-/// An object whose only box is plain: the format's words, not its code.
-pub fn plain_box(prelude: &[u8], name: &str, payload: &[u8]) -> Bytes {
-    let mut place = prelude.to_vec();
-    place.extend((name.len() as u16).to_le_bytes());
-    place.extend(name.as_bytes());
-    place.push(1);
-    place.extend(32u64.to_le_bytes());
-    place.extend(0u64.to_le_bytes());
-    place.extend(payload);
-    let crc = crc32c::crc32c(&place);
-    Bytes::from([prelude, payload, &crc.to_le_bytes()].concat())
-}
-
 /// A frame to be built.
 #[derive(Debug, Clone)]
 pub struct ScriptFrame {
@@ -80,17 +67,13 @@ impl Script {
     }
 
     pub fn build(&self, cipher: &Cipher, compression: Compression) -> Built {
-        let id = (5, ATTACH, self.seq);
-        let mut builder = Builder::new(
-            VOLUME,
-            cipher,
-            compression,
-            id,
-            [7; 16],
-            self.seq - 1,
-            self.plan(),
-            0,
-        );
+        self.build_in(VOLUME, cipher, compression)
+    }
+
+    pub fn build_in(&self, volume: VolumeId, cipher: &Cipher, compression: Compression) -> Built {
+        let (id, previous, durable) = ((5, ATTACH, self.seq), [7; 16], self.seq - 1);
+        let plan = self.plan();
+        let mut builder = Builder::new(volume, cipher, compression, id, previous, durable, plan, 0);
         for frame in &self.frames {
             builder.frame(frame.start, &frame.pieces, &frame.sources);
         }

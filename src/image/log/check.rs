@@ -16,7 +16,7 @@ use super::error::LogError;
 use super::format::keys::Passphrase;
 use super::format::names::{self, Name};
 use super::format::segment::Header;
-use super::format::{BLOCK, PAGE_BLOCKS, frame};
+use super::format::{BLOCK, Damage, PAGE_BLOCKS, frame};
 use super::map::{Below, Map, is_lost};
 use super::place::{Home, read_box, read_object};
 use super::recovery;
@@ -99,6 +99,7 @@ pub async fn check(
     let size = found.root.geometry.size;
     let mut report = Report::default();
     claims(store, found.highest, &mut report).await?;
+    lost(store, &found, &mut report).await?;
     let root = &found.root;
     let tables = match recovery::read_tables(store, &found.home, root).await {
         Ok(tables) => tables,
@@ -148,6 +149,37 @@ async fn claims(
             Err(LogError::Damaged { damage, .. }) => report.add(name, damage, Vec::new()),
             Err(LogError::Missing { .. }) => report.add(name, "it is not there", Vec::new()),
             Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The claim and the pins that later objects tell of: without them the volume is seen
+/// as it was before.
+async fn lost(
+    store: &dyn ObjectStore,
+    found: &recovery::Found,
+    report: &mut Report,
+) -> Result<(), LogError> {
+    let all = vec![(0, found.root.geometry.size)];
+    if let Err(LogError::Damaged {
+        object,
+        damage: damage @ Damage::Foreign,
+    }) = recovery::read_claims(store, found).await
+    {
+        report.add(object, damage, Vec::new());
+    }
+    let next = found.highest + 1;
+    let pin = recovery::read(store, &names::root(next, 0)).await?;
+    if pin.is_some() || recovery::was_pinned(store, next).await? {
+        report.add(names::epoch(next), "it is not there", all.clone());
+    }
+    for epoch in found.root.epoch + 1..next {
+        let pin = names::root(epoch, 0);
+        if recovery::read(store, &pin).await?.is_none()
+            && recovery::was_pinned(store, epoch).await?
+        {
+            report.add(pin, "it is not there", all.clone());
         }
     }
     Ok(())

@@ -110,8 +110,13 @@ pub async fn stop(
     }
 }
 
-/// Whether this body is a stop.
+/// Whether this body is a stop, whole and of this name: another object that was changed
+/// to look like one would make what is there absent.
 pub fn is_stop(name: &str, body: &Bytes) -> Result<bool, LogError> {
-    let prelude = claim::kind(body).map_err(|damage| LogError::damaged(name, damage))?;
-    Ok(prelude.kind == Kind::Stop)
+    let damaged = |damage| LogError::damaged(name, damage);
+    if claim::kind(body).map_err(damaged)?.kind != Kind::Stop {
+        return Ok(false);
+    }
+    Stop::decode(name, body).map_err(damaged)?;
+    Ok(true)
 }

@@ -423,6 +423,7 @@ impl Log {
     ) -> Result<Log, LogError> {
         let store = &*attaching;
         let found = recovery::find(store, passphrase).await?;
+        recovery::read_claims(store, &found).await?;
         let epoch = recovery::claim(store, found.home.volume, found.highest, &who).await?;
         let by = (epoch, who.attach);
         let found = recovery::settle(store, found, by, passphrase).await?;

@@ -18,6 +18,7 @@
 //! | the last writer lives: it stores another segment or root while we look | its name has our stop, or we see it; what it stores later has names that nobody reads |
 //! | the last segment lies on one server only; it is served to us, then that server dies | it is not known to be durable, so it was written again before the pin |
 //! | we die before the pin | our epoch is unpinned, so the next one begins where we began and finds the same: our stops only keep absent what was absent |
+//! | a pin is lost, on all servers | a later root or a release of its epoch tells that it was there: attaching fails rather than to go back before it. An epoch that left neither looks as if it had ended before its pin |
 //! | two take the volume over at once | the claims have different numbers; the higher one stops the lower one's pin, or goes on from it, and then the lower one meets a stop with its next segment |
 //! | a segment of another volume or attachment under this one's name | its header does not open there, or does not name the hash of the one before |
 //! | a segment in the middle cannot be found, a later one says that it is durable | it was stored, so the servers that have it are out of reach: attaching fails rather than to go back before it |
@@ -37,10 +38,10 @@ use super::error::LogError;
 use super::format::claim::Claim;
 use super::format::keys::{self, DataKey, KeyError, Passphrase};
 use super::format::root::{self, Root, hash};
-use super::format::seal::{Cipher, Kind, Prelude};
+use super::format::seal::{Cipher, Prelude};
 use super::format::segment::{Builder, Built, HEADER_GUESS, Header, Plan};
 use super::format::tables::{Era, Tables};
-use super::format::{AttachId, Damage, Hash, VolumeId, claim, frame, names};
+use super::format::{AttachId, Damage, Hash, VolumeId, frame, names};
 use super::map::Map;
 use super::place::{Home, read_box, read_object};
 use super::writer::WINDOW;
@@ -166,6 +167,25 @@ pub async fn find(
     open_root(store, highest, (pin, n), passphrase).await
 }
 
+/// Refuses the volume if a claim from the newest pin on is damaged, a newer program's,
+/// or, at the pin, not of who pinned. One that cannot be found right now is met when
+/// the next one is made.
+pub async fn read_claims(store: &dyn ObjectStore, found: &Found) -> Result<(), LogError> {
+    for epoch in found.root.epoch..=found.highest {
+        let name = names::epoch(epoch);
+        match read_object(store, &name, |body| Claim::decode(&name, &body)).await {
+            Ok((_, claim)) if epoch == found.root.epoch && claim.attach != found.root.attach => {
+                let root = names::root(epoch, found.root.n);
+                let one_of = format!("{name} or {root}");
+                return Err(LogError::damaged(one_of, Damage::Foreign));
+            }
+            Ok(_) | Err(LogError::Missing { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// What tells in clear about the volume: whether it is encrypted, who claimed it last.
 pub async fn look(store: &dyn ObjectStore) -> Result<(Prelude, Claim), LogError> {
     let (highest, pin) = highest_and_pin(store).await?;
@@ -185,7 +205,15 @@ async fn open_root(
     let name = names::root(at.0, at.1);
     let (prelude, body) =
         read_object(store, &name, |body| Ok((root::prelude(&body)?, body))).await?;
-    let (cipher, data_key) = unlock(store, &prelude, passphrase).await?;
+    let unlocked = unlock(store, &prelude, passphrase).await;
+    let (cipher, data_key) = unlocked.map_err(|error| match error {
+        // Two that do not belong together: either may be the stranger.
+        LogError::Damaged {
+            object,
+            damage: Damage::Foreign,
+        } => LogError::damaged(format!("{object} or {name}"), Damage::Foreign),
+        other => other,
+    })?;
     let (volume, root) = Root::decode(&name, &body, None, &cipher)
         .map_err(|damage| LogError::damaged(&name, damage))?;
     Ok(Found {
@@ -234,6 +262,12 @@ pub async fn claim(
             flags: 0,
         };
         let name = names::epoch(epoch);
+        if read(store, &names::root(epoch, 0)).await?.is_some() {
+            // Somebody was quicker; or the claim was lost, and the number must not be
+            // used again.
+            read_object(store, &name, Ok).await?;
+            continue;
+        }
         if decide::create_and_look(store, &name, &claim.encode(volume, &name)).await?
             == Created::Ours
         {
@@ -254,11 +288,11 @@ pub async fn settle(
     let volume = found.home.volume;
     let (mut pin, mut n) = (found.root.epoch, found.root.n);
     for epoch in found.root.epoch + 1..by.0 {
-        if decide::stop(store, volume, by, &names::root(epoch, 0))
-            .await?
-            .is_some()
-        {
+        let name = names::root(epoch, 0);
+        if decide::stop(store, volume, by, &name).await?.is_some() {
             (pin, n) = (epoch, 0);
+        } else if was_pinned(store, epoch).await? {
+            return Err(LogError::Missing { object: name });
         }
     }
     loop {
@@ -275,6 +309,17 @@ pub async fn settle(
         true => Ok(found),
         false => open_root(store, found.highest, (pin, n), passphrase).await,
     }
+}
+
+/// Whether something is there of an epoch that is only written after its pin: then the
+/// pin was lost, and what came before it is an older state.
+pub async fn was_pinned(store: &dyn ObjectStore, epoch: u32) -> Result<bool, LogError> {
+    for name in [names::released(epoch), names::root(epoch, 1)] {
+        if read(store, &name).await?.is_some() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// The tables of a root.
@@ -311,7 +356,7 @@ pub async fn probe(
         Err(error) if error.kind == ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    if claim::kind(&first).is_ok_and(|prelude| prelude.kind == Kind::Stop) {
+    if let Ok(true) = decide::is_stop(name, &first) {
         return Ok(None);
     }
     let decode = |first: Bytes| Header::decode(name, home.volume, &home.cipher, &first);
