@@ -11,7 +11,7 @@ mod support;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use support::fault::{FaultStore, Faults, LIFETIME};
@@ -25,7 +25,7 @@ use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::memory::MemoryService;
 use swiftnbd::store::retry::{Permanent, Policy, Retry};
 use swiftnbd::store::{ErrorKind, ObjectStore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// Operations in one life of a volume, between two crashes.
 const OPERATIONS: usize = 60;
@@ -41,6 +41,7 @@ fn promises_hold_for_every_seed() {
     let known = include_str!("log_simulation_seeds.txt").lines();
     let known = known.filter_map(|line| line.split_whitespace().next()?.parse().ok());
     let soak = number("SWIFTNBD_SOAK_SECONDS").map(Duration::from_secs);
+    // Outside a runtime: the true time.
     let begun = Instant::now();
     let seeds: Box<dyn Iterator<Item = u64>> = match (number("SWIFTNBD_SEED"), soak) {
         (Some(seed), _) => Box::new([seed].into_iter()),

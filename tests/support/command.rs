@@ -12,7 +12,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use swiftnbd::store::dir::DirStore;
-use swiftnbd::store::{Metadata, ObjectStore};
+use swiftnbd::store::{ErrorKind, Metadata, ObjectStore};
 use tempfile::TempDir;
 
 use super::nbd_client::Client;

@@ -904,7 +904,7 @@ impl Image for Log {
             true => Some(self.ranges.hold(first..end).await),
             false => None,
         };
-        match offset % BLOCK == 0 && (data.len() as u64).is_multiple_of(BLOCK) {
+        match offset.is_multiple_of(BLOCK) && (data.len() as u64).is_multiple_of(BLOCK) {
             true => writer::write(&self.engine, first, &data).await,
             false => self.write_edges(offset, &data).await,
         }
@@ -1026,7 +1026,7 @@ impl Image for Log {
         let (held, since) = engine.pending().held(durable);
         let (live, stored, segments) = engine
             .map
-            .space(|space| (space.live_bytes(), space.stored_bytes(), space.len()));
+            .space(|space| (space.live_bytes(), space.stored_bytes(), space.segments()));
         let (maps, map_bytes) = engine.map.objects();
         let log = LogStats {
             epoch: engine.epoch,

@@ -158,7 +158,7 @@ impl Space {
     }
 
     /// Number of segments.
-    pub fn len(&self) -> usize {
+    pub fn segments(&self) -> usize {
         self.rows.len()
     }
 

@@ -71,10 +71,11 @@ async fn orphans(engine: &Engine, key: u32) -> Result<Vec<String>, StoreError> {
                         orphans.push(object.name);
                     }
                 }
-                Name::Map { epoch, k, .. } if epoch < engine.epoch => {
-                    if !maps.contains(&k) || engine.map.map_name(k) != object.name {
-                        orphans.push(object.name);
-                    }
+                Name::Map { epoch, k, .. }
+                    if epoch < engine.epoch
+                        && (!maps.contains(&k) || engine.map.map_name(k) != object.name) =>
+                {
+                    orphans.push(object.name);
                 }
                 Name::Key(n) if n < key => orphans.push(object.name),
                 _ => {}
