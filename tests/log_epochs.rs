@@ -239,3 +239,22 @@ async fn a_clean_end_says_so_and_the_next_attach_stores_nothing_but_names() {
     let absent = store.get(&names::released(log.epoch())).await.unwrap_err();
     assert_eq!(absent.kind, ErrorKind::NotFound);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_read_of_more_frames_than_are_fetched_together_is_whole() {
+    let store = volume().await;
+    let log = open(&store, "host").await;
+    for block in (0..1024).step_by(2).chain((1..1024).step_by(2)) {
+        write(&log, block, (block % 251) as u8 + 1).await.unwrap();
+    }
+    log.close().await.unwrap();
+    let log = open(&store, "host").await;
+    let read = log.read(0, 4 << 20).await.unwrap().concat();
+    for (block, content) in read.chunks(4096).enumerate() {
+        let expected = (block % 251) as u8 + 1;
+        assert!(
+            content.iter().all(|byte| *byte == expected),
+            "block {block}"
+        );
+    }
+}

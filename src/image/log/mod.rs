@@ -88,6 +88,8 @@ const LEAST_DIRTY: u64 = 1 << 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// How long closing waits for deletions.
 const DELETE_WITHIN: Duration = Duration::from_secs(30);
+/// Frames of one read that are fetched together: some 32 MiB at most.
+const TOGETHER: usize = 512;
 /// The most holes that one answer about a range looks through, in blocks.
 const LOOK: u64 = 1 << 18;
 
@@ -788,20 +790,27 @@ impl Places {
                 },
             }
         }
-        if !wanted.is_empty() {
-            let contents = engine
-                .frames
-                .get(&wanted)
-                .await
-                .map_err(|error| match error {
-                    FrameError::Missing { name, .. } => Failure::Missing(name),
-                    other => Failure::Final(LogError::from(other).into()),
-                })?;
-            for ((at, skip, blocks), content) in missing.into_iter().zip(contents) {
-                pieces[at] = slice(&content, skip, blocks);
+        let mut missing = missing.into_iter();
+        for some in wanted.chunks(TOGETHER) {
+            let contents = engine.frames.get(some).await.map_err(|error| match error {
+                FrameError::Missing { name, .. } => Failure::Missing(name),
+                other => Failure::Final(LogError::from(other).into()),
+            })?;
+            // In this order: a zip takes from its first half before it knows of the other.
+            for (content, (at, skip, blocks)) in contents.into_iter().zip(missing.by_ref()) {
+                pieces[at] = compact(&content, slice(&content, skip, blocks));
             }
         }
         Ok(pieces)
+    }
+}
+
+/// The part, in memory of its own if it is less than half of the whole: until it is
+/// sent it would keep all of it.
+fn compact(whole: &Bytes, part: Bytes) -> Bytes {
+    match part.len() * 2 < whole.len() {
+        true => Bytes::copy_from_slice(&part),
+        false => part,
     }
 }
 
