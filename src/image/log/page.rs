@@ -103,22 +103,23 @@ impl Page {
             }
             gone(entry.part(entry.start().max(from), entry.end().min(to)));
         }
-        let kept = [left, new, right];
-        let kept = kept.into_iter().flatten();
-        let (mut begin, mut list) = (first, [None; 4]);
-        let mut length: usize = 0;
         // Neighbours that lie side by side in one frame become one entry.
-        if begin > 0 && left.is_none() && new.is_some() {
+        let (mut begin, mut end) = (first, last);
+        let mut neighbours = [None; 2];
+        if new.is_some() && left.is_none() && begin > 0 {
             begin -= 1;
-            list[0] = Some(self.entries[begin]);
-            length = 1;
+            neighbours[0] = Some(self.entries[begin]);
         }
-        for entry in kept {
-            match length
-                .checked_sub(1)
-                .and_then(|at| list[at])
-                .and_then(|old| joined(old, entry))
-            {
+        if new.is_some() && right.is_none() && end < self.entries.len() {
+            neighbours[1] = Some(self.entries[end]);
+            end += 1;
+        }
+        let mut list = [None; 5];
+        let mut length: usize = 0;
+        let all = [neighbours[0], left, new, right, neighbours[1]];
+        for entry in all.into_iter().flatten() {
+            let last = length.checked_sub(1).and_then(|at| list[at]);
+            match last.and_then(|last| joined(last, entry)) {
                 Some(both) => list[length - 1] = Some(both),
                 None => {
                     list[length] = Some(entry);
@@ -126,7 +127,7 @@ impl Page {
                 }
             }
         }
-        self.entries.splice(begin..last, list.into_iter().flatten());
+        self.entries.splice(begin..end, list.into_iter().flatten());
     }
 }
 
