@@ -342,6 +342,12 @@ everywhere! {
             .failed(1, &["Swiftnbd-Size is missing"], "check vol --repair");
         run(sandbox, &["setup", VOLUME, "--size", "4M"])
             .failed(1, &["Swiftnbd-Size is missing"], "check vol --repair");
+        lose(&["Swiftnbd-Version"]);
+        for force in [&[][..], &["--force"]] {
+            let setup = ["setup", VOLUME, "64", "--format", "1"];
+            run(sandbox, &[&setup[..], force].concat())
+                .failed(1, &["Swiftnbd-Version is missing"], "check vol --repair");
+        }
         assert_eq!(run(sandbox, &["check", VOLUME, "--repair"]).status, 0);
         // What is wrong in it is corrected when the volume is used.
         sandbox.set_metadata(&[("Swiftnbd-Size", "4096"), ("Swiftnbd-Block-Size", "512")]);

@@ -78,16 +78,13 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
         MetaError::UnknownVersion(_) => {
             Error::failed(message).hint("a newer version of swiftnbd may know it")
         }
-        MetaError::Damaged {
-            key: "Size" | "Block-Size",
-            ..
-        } => Error::failed(message).hint(format!(
+        MetaError::Damaged { format: 2, .. } => Error::failed(message).hint(format!(
             "the volume itself knows its size: `swiftnbd check {name} --repair` writes the \
              metadata anew"
         )),
         MetaError::Damaged { .. } => Error::failed(message).hint(format!(
-            "if you know its size: `swiftnbd setup --force {name} OBJECTS --object-size SIZE` \
-             writes the metadata anew and leaves the data alone"
+            "if you know its size: `swiftnbd setup --force {name} OBJECTS \
+             --object-size SIZE` writes the metadata anew and leaves the data alone"
         )),
         MetaError::Unfinished(_) => Error::new(Exit::InUse, message).hint(format!(
             "the same `swiftnbd convert` again completes it; `swiftnbd delete {name}` gives it up"

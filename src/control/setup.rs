@@ -305,8 +305,8 @@ async fn look(
             return Err(explain::meta(volume, &MetaError::Locked(client)));
         }
     }
-    // The format of a volume whose metadata is gone.
-    let mut lost = None;
+    // The metadata of the volume that is there is gone or damaged.
+    let mut lost = false;
     let (occupied, format) = match found {
         Ok(there) => {
             let size = format_size(there.format.size());
@@ -322,21 +322,28 @@ async fn look(
         Err(MetaError::NotAVolume) => match data(store, volume).await? {
             None => return Ok(Vacant::There),
             Some(format) => {
-                lost = Some(format);
+                lost = true;
                 let text = "the container holds the objects of a volume already";
                 (format!("volume {name}: {text}"), format)
             }
         },
         Err(error) if !force => return Err(explain::meta(volume, &error)),
-        Err(error) => (format!("volume {name}: {error}"), damaged_format(&error)),
+        Err(error @ MetaError::Damaged { format, .. }) => {
+            lost = true;
+            (format!("volume {name}: {error}"), format)
+        }
+        Err(error) => return Err(explain::meta(volume, &error)),
     };
     let name = &volume.name;
-    let advice = match (lost, plan.format().number()) {
-        (Some(2), _) => format!(
+    let advice = match (format, plan.format().number()) {
+        (2, _) if lost => format!(
             "`swiftnbd check {name} --repair` writes its metadata anew; --force with --format 2 \
              empties it: all that is there is lost"
         ),
-        (_, planned) if planned != format => format!(
+        (1, 2) if lost => "--force with --format 1 writes the metadata anew; the objects that are \
+                           there stay, and are the volume's content"
+            .to_owned(),
+        (there, planned) if planned != there => format!(
             "--force does not change the format; `swiftnbd delete {name}` deletes what is there"
         ),
         (_, 1) => "--force writes the metadata anew; the objects that are there stay, and are the \
@@ -351,17 +358,6 @@ async fn look(
     match force {
         true => Ok(Vacant::There),
         false => Err(Error::failed(occupied).hint(advice)),
-    }
-}
-
-/// The format of a volume whose metadata is damaged there.
-fn damaged_format(error: &MetaError) -> u8 {
-    match error {
-        MetaError::Damaged {
-            key: "Size" | "Block-Size",
-            ..
-        } => 2,
-        _ => 1,
     }
 }
 
