@@ -89,7 +89,10 @@ async fn convert(
         volume: old.clone(),
         image: Arc::new(image),
     };
-    let copied = copy(&content, new, &log, args, signals).await;
+    let copied = match log.size() == layout.size() {
+        true => copy(&content, new, &log, args, signals).await,
+        false => Err(other_size(new, log.size(), layout.size())),
+    };
     let copied = match copied {
         Ok(()) => from.check().await.and(claim.check().await),
         error => error,
@@ -191,6 +194,15 @@ async fn look(store: &dyn ObjectStore, new: &Volume) -> Result<Vacant> {
         Err(MetaError::NotAVolume) => Err(is_there(new, None)),
         Err(error) => Err(explain::meta(new, &error)),
     }
+}
+
+/// The new volume is not what its metadata says.
+fn other_size(new: &Volume, size: u64, wanted: u64) -> Error {
+    let name = &new.name;
+    let text = format!("volume {name}: it has {size} bytes, and not the {wanted} of the old one");
+    Error::failed(text).hint(format!(
+        "`swiftnbd delete {name}` deletes what is there; then the same command makes it anew"
+    ))
 }
 
 fn is_there(new: &Volume, converting: Option<&str>) -> Error {

@@ -105,6 +105,11 @@ async fn write(
         Ok(log) => Arc::new(log),
         Err(error) => return Ok(Err(error)),
     };
+    // The volume itself knows better than its metadata.
+    if let Err(error) = check_size(volume, log.size(), &source) {
+        copy::close(volume, &log, signals).await?;
+        return Ok(Err(error));
+    }
     let copy = Arc::new(Copy {
         pace: Pace::new(args.limit),
         progress: Progress::bytes(log.size(), args.quiet),
@@ -248,15 +253,20 @@ fn check_fits(volume: &Volume, there: &Format, source: &Source, args: &cli::Uplo
             "--encrypt",
         );
     }
-    if source.size() > there.size() {
-        let text = format!(
-            "volume {name}: the image of {} bytes does not fit into its {} bytes",
-            source.size(),
-            there.size()
-        );
-        return Err(Error::failed(text).hint("delete the volume, or set up a larger one"));
+    check_size(volume, there.size(), source)
+}
+
+/// Refuses an image that is larger than the volume.
+fn check_size(volume: &Volume, size: u64, source: &Source) -> Result<()> {
+    if source.size() <= size {
+        return Ok(());
     }
-    Ok(())
+    let text = format!(
+        "volume {}: the image of {} bytes does not fit into its {size} bytes",
+        volume.name,
+        source.size(),
+    );
+    Err(Error::failed(text).hint("delete the volume, or set up a larger one"))
 }
 
 /// One image on its way into one volume.
