@@ -19,7 +19,7 @@ use super::transfer::progress::Progress;
 use super::{daemon, explain, open, passphrase, setup};
 use crate::cli;
 use crate::config::{Config, Volume};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::image::log::check::{self, Finding, Report};
 use crate::image::meta::{self, Format, MetaError};
 
@@ -153,17 +153,25 @@ async fn mend_metadata(
     signals: &mut Signals,
 ) -> Result<Option<String>> {
     let store = place.impatient();
-    match meta::read(store).await {
-        Err(MetaError::Damaged { .. } | MetaError::NotAVolume)
-            if setup::data(store, volume).await? != Some(1) => {}
-        _ => return Ok(None),
+    // A look may reach a replica that is behind.
+    for _ in 0..meta::LOOKS {
+        match meta::read(store).await {
+            Err(MetaError::Damaged { .. } | MetaError::NotAVolume)
+                if setup::data(store, volume).await? != Some(1) => {}
+            _ => return Ok(None),
+        }
     }
     let client = meta::client(store).await;
     if let Some(client) = client.map_err(|error| explain::store(volume, &error))? {
         return Err(explain::meta(volume, &MetaError::Locked(client)));
     }
     let container = place.container();
-    let log = open::log(volume, container, &container.diligent).await?;
+    let log = match open::log(volume, container, &container.diligent).await {
+        Ok(log) => log,
+        // The metadata is right: there is nothing.
+        Err(error) if error.exit == Exit::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
     let described = meta::describe(store, &open::format(&log)).await;
     copy::close(volume, &log, signals).await?;
     described.map_err(|error| explain::store(volume, &error))?;
