@@ -111,9 +111,11 @@ pub fn log(volume: &Volume, error: &LogError) -> Error {
             )
         }
         LogError::Store(error) => store(volume, error),
-        LogError::NotAVolume => Error::new(Exit::NotFound, message).hint(format!(
-            "`swiftnbd setup {name} --size SIZE` makes the container a volume"
-        )),
+        LogError::NotAVolume => {
+            let what = "the metadata says that a volume is here, but its objects are not found";
+            Error::new(Exit::NotFound, format!("{}: {what}", who(volume)))
+                .hint("are all of Swift's servers up?")
+        }
         LogError::WrongPassphrase => Error::new(Exit::Denied, message)
             .hint("nothing was changed; look where the passphrase came from"),
         LogError::PassphraseNeeded => Error::new(Exit::Denied, message).hint(
