@@ -5,6 +5,7 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::config::{Backend, Volume};
 use crate::image::log::format::keys::Passphrase;
@@ -86,16 +87,18 @@ pub fn objects(volume: &Volume, live: &Arc<dyn ObjectStore>, layout: Layout) -> 
 }
 
 /// Opens the volume of format 2 over its container; `live` is the store that it uses
-/// once it is open. Within a tokio runtime.
+/// once it is open, `patience` how long a read waits for an object that is not found.
+/// Within a tokio runtime.
 pub async fn log(
     volume: &Volume,
     container: &Container,
     live: &Arc<dyn ObjectStore>,
+    patience: Option<Duration>,
     passphrase: Option<&Passphrase>,
     who: Who,
 ) -> Result<Log, LogError> {
     let (cache, dirty, map) = (volume.cache, volume.dirty, volume.map);
-    let limits = log::Limits::new(cache, dirty, map, volume.io_timeout);
+    let limits = log::Limits::new(cache, dirty, map, patience);
     let attaching = Arc::clone(&container.impatient);
     Log::open(attaching, Arc::clone(live), passphrase, limits, who).await
 }

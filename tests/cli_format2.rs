@@ -455,6 +455,13 @@ everywhere! {
         let checked = run(sandbox, &["check", VOLUME]);
         assert!(checked.stdout.contains("given up before: "), "{checked:?}");
         run(sandbox, &["download", VOLUME, copy.to_str().unwrap()]).failed(1, &[VOLUME], ANY);
+        // An image goes over it, zeros included.
+        let disk = path(sandbox, "disk.raw");
+        image(&disk, 4 * MIB, &[(2 * MIB, &random(3, 4096))]);
+        run(sandbox, &["upload", disk.to_str().unwrap(), VOLUME]).is_silent();
+        assert!(content(sandbox, VOLUME) == std::fs::read(&disk).unwrap());
+        image(&disk, 4 * MIB, &[]);
+        run(sandbox, &["upload", disk.to_str().unwrap(), VOLUME]).is_silent();
         write(sandbox, &[(MIB, &random(2, 65536))]);
         let wanted = [vec![0; 1 << 20], random(2, 65536), vec![0; (3 << 20) - 65536]].concat();
         assert!(content(sandbox, VOLUME) == wanted);

@@ -136,7 +136,7 @@ impl Lease {
             }
             Format::Log { .. } => {
                 let log = tokio::select! {
-                    log = open::log(volume, &self.container, live) => log?,
+                    log = open::live(volume, &self.container) => log?,
                     () = signals.recv() => return Err(interrupted(volume)),
                 };
                 if self.holder.is_some() {

@@ -3,6 +3,7 @@
 //! Knows: what a user may have set wrong. Does not know: what the volume is opened for.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::registry::{host_name, unix_now};
 use super::{explain, passphrase};
@@ -24,16 +25,35 @@ pub fn who() -> Who {
     }
 }
 
-/// Opens the volume; `live` is the store that it uses from then on. Whoever calls this
-/// holds the container's lock.
+/// How long a command waits for an object that must be there and is not found, at each
+/// read. A device waits for as long as its `io_timeout` says.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Opens the volume for a command; `live` is the store that it uses from then on.
+/// Whoever calls this holds the container's lock.
 pub async fn log(
     volume: &Volume,
     container: &Container,
     live: &Arc<dyn ObjectStore>,
 ) -> Result<Log> {
+    open(volume, container, live, Some(PATIENCE)).await
+}
+
+/// The same for a device.
+pub async fn live(volume: &Volume, container: &Container) -> Result<Log> {
+    open(volume, container, &container.patient, volume.io_timeout).await
+}
+
+async fn open(
+    volume: &Volume,
+    container: &Container,
+    live: &Arc<dyn ObjectStore>,
+    patience: Option<Duration>,
+) -> Result<Log> {
     check_limits(volume)?;
     let passphrase = passphrase::of(volume)?;
-    let opened = stack::log(volume, container, live, passphrase.as_ref(), who()).await;
+    let passphrase = passphrase.as_ref();
+    let opened = stack::log(volume, container, live, patience, passphrase, who()).await;
     opened.map_err(|error| explain::log(volume, &error))
 }
 

@@ -22,7 +22,7 @@ use crate::control::{explain, open};
 use crate::error::{Error, Result};
 use crate::image::log::Log;
 use crate::image::objects::is_zero;
-use crate::image::{ExtentKind, Image};
+use crate::image::{ExtentKind, Image, ImageError};
 
 /// Bytes that are compared and copied at a time.
 const PART: u32 = 1 << 20;
@@ -65,18 +65,29 @@ pub struct Content {
 #[async_trait]
 impl Origin for Content {
     async fn part(&self, offset: u64, length: u32) -> Result<Option<Vec<u8>>> {
-        let failed = |error| explain::image(&self.volume, &error);
+        let part = self.read(offset, length).await;
+        part.map_err(|error| explain::image(&self.volume, &error))
+    }
+}
+
+impl Content {
+    /// What is in this range; nothing where it is zeros.
+    async fn read(
+        &self,
+        offset: u64,
+        length: u32,
+    ) -> std::result::Result<Option<Vec<u8>>, ImageError> {
         let size = self.image.size();
         let (mut at, end) = (offset, size.min(offset + u64::from(length)));
         let mut bytes: Option<Vec<u8>> = None;
         while at < end {
             let extents = self.image.extents(at, end - at, EXTENTS).await;
-            for extent in extents.map_err(failed)? {
+            for extent in extents? {
                 if extent.kind == ExtentKind::Data {
                     let pieces = self.image.read(at, extent.length as u32).await;
                     let all = bytes.get_or_insert_with(|| vec![0; length as usize]);
                     let mut to = (at - offset) as usize;
-                    for piece in pieces.map_err(failed)? {
+                    for piece in pieces? {
                         all[to..to + piece.len()].copy_from_slice(&piece);
                         to += piece.len();
                     }
@@ -111,7 +122,15 @@ impl Copy {
             let changed = Arc::clone(&changed);
             async move {
                 let wanted = origin.part(offset, length).await?;
-                let there = to.part(offset, length).await?;
+                let there = match to.read(offset, length).await {
+                    Ok(there) => Some(there),
+                    // Whatever it was, it is written over.
+                    Err(ImageError::Damaged(why)) => {
+                        tracing::warn!(volume = to.volume.name, "written anew: {why}");
+                        None
+                    }
+                    Err(error) => return Err(explain::image(&to.volume, &error)),
+                };
                 let written = to.change(offset, length, wanted, there).await?;
                 copy.pace.spent(written);
                 changed.fetch_add(written, Ordering::Relaxed);
@@ -151,16 +170,25 @@ impl Copy {
 }
 
 impl Content {
-    /// Writes what is not the same: how much that was.
+    /// Writes what is not the same: how much that was. Where it is not known what is
+    /// there, that is all.
     async fn change(
         &self,
         offset: u64,
         length: u32,
         wanted: Option<Vec<u8>>,
-        there: Option<Vec<u8>>,
+        there: Option<Option<Vec<u8>>>,
     ) -> Result<u64> {
         let mut changed = 0;
-        let runs = differences(wanted.as_deref(), there.as_deref(), length as usize);
+        let to = length as usize;
+        let runs = match &there {
+            Some(there) => differences(wanted.as_deref(), there.as_deref(), to),
+            None => vec![Run {
+                from: 0,
+                to,
+                zeros: wanted.is_none(),
+            }],
+        };
         let wanted = wanted.map(Bytes::from);
         for run in runs {
             let at = offset + run.from as u64;
