@@ -22,10 +22,16 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 
 use command::{ANY, Outcome, Sandbox, VOLUME, command, everywhere, finish, publish, write_private};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use swiftnbd::image::Image;
+use swiftnbd::image::log::format::AttachId;
+use swiftnbd::image::log::{Limits, Log, Who};
+use swiftnbd::store::ObjectStore;
+use swiftnbd::store::dir::DirStore;
 use waiting::wait_until;
 
 const KIB: u64 = 1024;
@@ -637,6 +643,49 @@ fn the_originals_tools_refuse_it() {
 }
 
 /// Memory with which it could not work is refused before it is touched.
+/// A server whose volume somebody else has attached ends, and says what is lost.
+#[test]
+fn taken_over_by_somebody_else() {
+    let sandbox = Sandbox::dir();
+    set_up(&sandbox, "4M", None);
+    let server = sandbox.serve();
+    let mut client = server.client();
+    client.write(0, &[1; 4096]).unwrap();
+    client.flush().unwrap();
+
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let store = sandbox.files.path().join("store");
+    let store = DirStore::new(&store, &sandbox.container, 64 << 20).unwrap();
+    let store: Arc<dyn ObjectStore> = Arc::new(store);
+    let who = Who {
+        attach: AttachId::random(),
+        host: "elsewhere".to_owned(),
+        unix_seconds: 0,
+    };
+    let limits = Limits::new(1 << 20, 8 << 20, 1 << 20, None);
+    let other = Log::open(Arc::clone(&store), store, None, limits, who);
+    let other = runtime.block_on(other).unwrap();
+    sandbox.set_metadata(&[("Swiftnbd-Client", "elsewhere:7@1")]);
+
+    client.write(4096, &[2; 4096]).unwrap();
+    client.flush().unwrap_err();
+    drop(client);
+    server.signal(Signal::SIGTERM);
+    let mut server = server;
+    assert_eq!(server.end(), 3, "{}", server.said());
+    let said = server.said();
+    assert!(said.contains("elsewhere"), "{said}");
+    assert!(
+        said.contains("bytes that were not stored before are lost"),
+        "{said}"
+    );
+    assert!(!said.contains("unlock"), "{said}");
+    assert_eq!(sandbox.metadata("swiftnbd-client"), "elsewhere:7@1");
+    let read = runtime.block_on(other.read(0, 8192)).unwrap().concat();
+    assert!(read[..4096] == [1; 4096] && read[4096..] == [0; 4096]);
+    runtime.block_on(other.close()).unwrap();
+}
+
 #[test]
 fn too_little_memory() {
     let sandbox = Sandbox::dir();

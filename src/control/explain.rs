@@ -1,6 +1,6 @@
 //! Failures of the rooms below, as a user sees them.
 
-use crate::config::{Backend, Volume, format_size};
+use crate::config::{Backend, Volume};
 use crate::device::DeviceError;
 use crate::error::{Error, Exit};
 use crate::image::ImageError;
@@ -148,10 +148,7 @@ pub fn device(error: &DeviceError) -> Error {
 pub fn taken_over(what: &str, why: &Error, dirty: u64) -> Error {
     let lost = match dirty {
         0 => String::new(),
-        dirty => format!(
-            "; {} that were not stored before are lost",
-            format_size(dirty)
-        ),
+        dirty => format!("; {dirty} bytes that were not stored before are lost"),
     };
     let why = &why.message;
     Error::new(

@@ -126,7 +126,7 @@ impl Copy {
                     Ok(there) => Some(there),
                     // Whatever it was, it is written over.
                     Err(ImageError::Damaged(why)) => {
-                        tracing::warn!(volume = to.volume.name, "written anew: {why}");
+                        tracing::info!(volume = to.volume.name, "written anew: {why}");
                         None
                     }
                     Err(error) => return Err(explain::image(&to.volume, &error)),
