@@ -342,7 +342,20 @@ everywhere! {
             .failed(1, &["Swiftnbd-Size is missing"], "check vol --repair");
         run(sandbox, &["setup", VOLUME, "--size", "4M"])
             .failed(1, &["Swiftnbd-Size is missing"], "check vol --repair");
+        lose(&["Swiftnbd-Version"]);
+        for force in [&[][..], &["--force"]] {
+            let setup = ["setup", VOLUME, "64", "--format", "1"];
+            run(sandbox, &[&setup[..], force].concat())
+                .failed(1, &["Swiftnbd-Version is missing"], "check vol --repair");
+        }
         assert_eq!(run(sandbox, &["check", VOLUME, "--repair"]).status, 0);
+        // No more goes into it than it has, whatever the metadata says.
+        let disk = path(sandbox, "disk.raw");
+        image(&disk, 9 * MIB, &[(0, &[1; 4096])]);
+        sandbox.set_metadata(&[("Swiftnbd-Size", "16777216")]);
+        run(sandbox, &["upload", disk.to_str().unwrap(), VOLUME])
+            .failed(1, &["9437184 bytes does not fit into its 8388608"], "larger one");
+        assert_eq!(sandbox.metadata("swiftnbd-client"), "");
         // What is wrong in it is corrected when the volume is used.
         sandbox.set_metadata(&[("Swiftnbd-Size", "4096"), ("Swiftnbd-Block-Size", "512")]);
         assert!(read(sandbox, 4 * MIB, 65536) == bytes);

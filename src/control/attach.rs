@@ -145,6 +145,9 @@ fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
         }
     }
     if let Some(path) = &args.passphrase.passphrase_file {
+        // The daemon works in another directory.
+        let whole = std::path::absolute(path);
+        let path = whole.unwrap_or_else(|_| path.clone());
         words.extend(["--passphrase-file".into(), path.into()]);
     }
     if let Some(store) = &global.store {
@@ -155,4 +158,25 @@ fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
         words.push("--syslog".into());
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Cli, Command};
+
+    /// The daemon reads it in another directory than the one where it was named.
+    #[test]
+    fn a_passphrase_file_is_handed_on_whole() {
+        let words = ["swiftnbd", "attach", "vol", "--passphrase-file", "its/key"];
+        let cli = Cli::try_parse_from(words).unwrap();
+        let Command::Attach(args) = &cli.command else {
+            panic!("{:?}", cli.command)
+        };
+        let handed_on = arguments(&cli.global, args);
+        let path = std::env::current_dir().unwrap().join("its/key");
+        assert!(handed_on.contains(&path.into_os_string()), "{handed_on:?}");
+    }
 }

@@ -9,7 +9,7 @@
 
 use std::sync::Arc;
 
-use super::setup::{self, Plan};
+use super::setup::{self, Plan, Vacant};
 use super::signals::Signals;
 use super::transfer::Pace;
 use super::transfer::claim::{Claim, Place, Verb};
@@ -25,7 +25,7 @@ use crate::image::log::format::root::Geometry;
 use crate::image::meta::{self, Format, MetaError};
 use crate::image::objects::layout::Layout;
 use crate::stack;
-use crate::store::ErrorKind;
+use crate::store::{ErrorKind, ObjectStore};
 
 /// Logical block size of the new volume, in bytes: what is on the old one may rely on
 /// it.
@@ -89,7 +89,10 @@ async fn convert(
         volume: old.clone(),
         image: Arc::new(image),
     };
-    let copied = copy(&content, new, &log, args, signals).await;
+    let copied = match log.size() == layout.size() {
+        true => copy(&content, new, &log, args, signals).await,
+        false => Err(other_size(new, log.size(), layout.size())),
+    };
     let copied = match copied {
         Ok(()) => from.check().await.and(claim.check().await),
         error => error,
@@ -144,7 +147,8 @@ async fn copy(
     done
 }
 
-/// Makes the new volume, unless an earlier attempt has.
+/// Makes the new volume, unless an earlier attempt has. A look may reach a replica that
+/// is behind, so only several of them say that there is nothing yet.
 async fn make(
     place: &Place,
     old: &Volume,
@@ -160,26 +164,45 @@ async fn make(
         compression: setup::compression(args.compression),
     };
     let plan = Plan::Log(geometry);
-    match meta::read_unfinished(store).await {
-        Ok(there) => {
-            if there.converting.as_deref() == Some(old.container.as_str())
-                && there.format == plan.format()
+    for _ in 0..meta::LOOKS {
+        match meta::read_unfinished(store).await {
+            Ok(there)
+                if there.converting.as_deref() == Some(old.container.as_str())
+                    && there.format == plan.format() =>
             {
                 return Ok(());
             }
-            return Err(is_there(new, there.converting.as_deref()));
+            // The looks below say what it is.
+            Ok(_) => break,
+            Err(_) => {}
         }
-        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {}
-        Err(MetaError::NotAVolume) if setup::data(store, new).await?.is_none() => {}
-        Err(MetaError::NotAVolume) => return Err(is_there(new, None)),
-        Err(error) => return Err(explain::meta(new, &error)),
     }
     let passphrase = setup::new_passphrase(new, args.encrypt)?;
-    store.create().await.map_err(failed)?;
+    setup::make_container(store, new, async || look(store, new).await).await?;
     let impatient = &place.container().impatient;
     setup::begin(impatient, new, &plan, passphrase.as_ref()).await?;
     let described = meta::describe_unfinished(store, &plan.format(), &old.container).await;
     described.map_err(failed)
+}
+
+/// Refuses a container in which there is something. One look.
+async fn look(store: &dyn ObjectStore, new: &Volume) -> Result<Vacant> {
+    match meta::read_unfinished(store).await {
+        Ok(there) => Err(is_there(new, there.converting.as_deref())),
+        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => Ok(Vacant::Absent),
+        Err(MetaError::NotAVolume) if setup::data(store, new).await?.is_none() => Ok(Vacant::There),
+        Err(MetaError::NotAVolume) => Err(is_there(new, None)),
+        Err(error) => Err(explain::meta(new, &error)),
+    }
+}
+
+/// The new volume is not what its metadata says.
+fn other_size(new: &Volume, size: u64, wanted: u64) -> Error {
+    let name = &new.name;
+    let text = format!("volume {name}: it has {size} bytes, and not the {wanted} of the old one");
+    Error::failed(text).hint(format!(
+        "`swiftnbd delete {name}` deletes what is there; then the same command makes it anew"
+    ))
 }
 
 fn is_there(new: &Volume, converting: Option<&str>) -> Error {

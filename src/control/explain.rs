@@ -1,6 +1,7 @@
 //! Failures of the rooms below, as a user sees them.
 
-use crate::config::{Backend, Volume};
+use crate::config::{Backend, Volume, format_size};
+use crate::device::DeviceError;
 use crate::error::{Error, Exit};
 use crate::image::ImageError;
 use crate::image::log::LogError;
@@ -78,16 +79,13 @@ pub fn meta(volume: &Volume, error: &MetaError) -> Error {
         MetaError::UnknownVersion(_) => {
             Error::failed(message).hint("a newer version of swiftnbd may know it")
         }
-        MetaError::Damaged {
-            key: "Size" | "Block-Size",
-            ..
-        } => Error::failed(message).hint(format!(
+        MetaError::Damaged { format: 2, .. } => Error::failed(message).hint(format!(
             "the volume itself knows its size: `swiftnbd check {name} --repair` writes the \
              metadata anew"
         )),
         MetaError::Damaged { .. } => Error::failed(message).hint(format!(
-            "if you know its size: `swiftnbd setup --force {name} OBJECTS --object-size SIZE` \
-             writes the metadata anew and leaves the data alone"
+            "if you know its size: `swiftnbd setup --force {name} OBJECTS \
+             --object-size SIZE` writes the metadata anew and leaves the data alone"
         )),
         MetaError::Unfinished(_) => Error::new(Exit::InUse, message).hint(format!(
             "the same `swiftnbd convert` again completes it; `swiftnbd delete {name}` gives it up"
@@ -132,6 +130,32 @@ pub fn log(volume: &Volume, error: &LogError) -> Error {
         ),
         LogError::Geometry(_) => Error::new(Exit::Usage, message),
     }
+}
+
+/// Why a device cannot be made durable, or be closed: [`Exit::InUse`] if somebody else
+/// has attached the volume. It is theirs then, their lock included, and no other attempt
+/// can succeed.
+pub fn device(error: &DeviceError) -> Error {
+    match error {
+        DeviceError::Image(ImageError::Superseded(_)) => Error::new(Exit::InUse, error.to_string()),
+        error => Error::failed(error.to_string()),
+    }
+}
+
+/// The end of a device, or of an export, whose volume somebody else has attached.
+pub fn taken_over(what: &str, why: &Error, dirty: u64) -> Error {
+    let lost = match dirty {
+        0 => String::new(),
+        dirty => format!(
+            "; {} that were not stored before are lost",
+            format_size(dirty)
+        ),
+    };
+    let why = &why.message;
+    Error::new(
+        Exit::InUse,
+        format!("{what}: {why}; the volume is theirs now{lost}"),
+    )
 }
 
 /// A failure of a running volume.

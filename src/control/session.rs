@@ -12,6 +12,7 @@ use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::daemon::{Attachment, disconnect};
+use super::explain;
 use super::lease::Lease;
 use super::netlink::Nbd;
 use super::registry::{self, MAX_LINE, Request, Response};
@@ -241,20 +242,29 @@ impl Shared {
     }
 
     /// Writes out what the kernel has buffered, then makes all of it durable.
-    async fn make_durable(&self) -> std::result::Result<(), String> {
+    /// [`Exit::InUse`]: it cannot be made so any more, for somebody else has the volume.
+    async fn make_durable(&self) -> Result<()> {
         let turn = Arc::clone(&self.writing_out).acquire_owned().await;
-        let turn = turn.map_err(|error| error.to_string())?;
+        let turn = turn.map_err(|error| Error::failed(error.to_string()))?;
         let number = self.number;
         let written = spawn_blocking(move || {
             let _turn = turn;
             sysfs::write_out(number)
         });
-        match written.await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => return Err(format!("the kernel cannot write it: {error}")),
-            Err(error) => return Err(error.to_string()),
-        }
-        self.device.flush().await.map_err(|error| error.to_string())
+        let written = match written.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(Error::failed(format!(
+                "the kernel cannot write it: {error}"
+            ))),
+            Err(error) => Err(Error::failed(error.to_string())),
+        };
+        // The kernel does not know why it cannot write.
+        self.flush().await.and(written)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        let flushed = self.device.flush().await;
+        flushed.map_err(|error| explain::device(&error))
     }
 
     async fn make_durable_until(&self, deadline: Option<Instant>) -> Result<()> {
@@ -264,11 +274,17 @@ impl Shared {
         };
         let why = match done {
             Some(Ok(())) => return Ok(()),
-            Some(Err(why)) => why,
-            None => "the store did not take it in time".to_owned(),
+            Some(Err(error)) => error,
+            None => Error::failed("the store did not take it in time"),
         };
-        let dirty = format_size(self.device.stats().dirty_bytes);
-        let message = format!("{}: {dirty} are not durable: {why}", self.number);
+        let (number, dirty) = (self.number, format_size(self.device.stats().dirty_bytes));
+        let message = format!("{number}: {dirty} are not durable: {}", why.message);
+        if why.exit == Exit::InUse {
+            return Err(Error::new(Exit::InUse, message).hint(format!(
+                "the volume is theirs now, and nothing more can be stored here: \
+                 `swiftnbd detach --force {number}` ends the device"
+            )));
+        }
         Err(Error::new(Exit::Unreachable, message)
             .hint("the device goes on working; try again when the store does"))
     }
@@ -287,7 +303,12 @@ impl Shared {
                         self.disconnect().await;
                         return;
                     }
-                    Err(why) => why,
+                    // Nothing can be stored any more, however long it waits.
+                    Err(error) if error.exit == Exit::InUse => {
+                        self.disconnect().await;
+                        return;
+                    }
+                    Err(error) => error.message,
                 },
                 Ok(Err(NotReleased::Held(who))) => {
                     // What the kernel has not written yet as well, once: whoever
@@ -296,10 +317,10 @@ impl Shared {
                     self.cannot_yet(&mut said, &who);
                     let saved = match first {
                         true => self.make_durable().await,
-                        false => self.device.flush().await.map_err(|e| e.to_string()),
+                        false => self.flush().await,
                     };
                     if let Err(error) = saved {
-                        tracing::error!(device = %number, %error, "cannot flush");
+                        tracing::error!(device = %number, "cannot flush: {}", error.message);
                     }
                     who
                 }
@@ -321,17 +342,20 @@ impl Shared {
     }
 
     /// The device is disconnected: makes everything durable and gives the volume
-    /// back, however long it takes, unless somebody forced an end.
+    /// back, however long it takes, unless somebody forced an end or has taken the
+    /// volume over: then it is theirs, and their lock stays.
     async fn end(&self, lease: &Lease) -> Result<()> {
         let number = self.number;
         let closed = self.persist("cannot store what is dirty", true, || async {
-            self.device
-                .close()
-                .await
-                .map_err(|error| Error::failed(error.to_string()))
+            let closed = self.device.close().await;
+            closed.map_err(|error| explain::device(&error))
         });
         if let Err(error) = closed.await {
-            let lost = format_size(self.device.stats().dirty_bytes);
+            let lost = self.device.stats().dirty_bytes;
+            if error.exit == Exit::InUse {
+                return Err(explain::taken_over(&number.to_string(), &error, lost));
+            }
+            let lost = format_size(lost);
             return Err(Error::failed(format!(
                 "{number}: {lost} could not be stored and are lost ({}); the container stays \
                  locked, because requests may still be on their way: `swiftnbd unlock` when the \

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::{block_on, container, explain, open, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::image::log;
 use crate::image::log::format::MAX_SIZE;
 use crate::image::log::format::keys::{Cost, Passphrase};
@@ -60,9 +60,9 @@ pub fn run(config: &Config, args: &cli::Setup) -> Result<()> {
     let passphrase = new_passphrase(&volume, args.make.encrypt)?;
     let store = container(&volume)?.impatient;
     block_on(async {
-        check_vacant(&*store, &volume, &plan, args.force).await?;
+        let look = async || look(&*store, &volume, &plan, args.force).await;
+        make_container(&*store, &volume, look).await?;
         let failed = |error| explain::store(&volume, &error);
-        store.create().await.map_err(failed)?;
         begin(&store, &volume, &plan, passphrase.as_ref()).await?;
         meta::write(&*store, &plan.format()).await.map_err(failed)?;
         // What a user relies on from here on is what a reader will find.
@@ -84,6 +84,51 @@ pub fn run(config: &Config, args: &cli::Setup) -> Result<()> {
         "set up"
     );
     Ok(())
+}
+
+/// What a look at a container that holds no volume has shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Vacant {
+    /// The container is there.
+    There,
+    /// There is no container.
+    Absent,
+}
+
+/// Makes the container of a volume, unless a look at it says that it must not become
+/// one. A look may reach a replica that is behind, so only several of them say that
+/// there is no volume yet.
+pub(super) async fn make_container(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    look: impl AsyncFn() -> Result<Vacant>,
+) -> Result<()> {
+    let several = async || {
+        let mut vacant = Vacant::There;
+        for _ in 0..meta::LOOKS {
+            if look().await? == Vacant::Absent {
+                vacant = Vacant::Absent;
+            }
+        }
+        Ok(vacant)
+    };
+    let before = several().await?;
+    let made = store.create().await;
+    let made = made.map_err(|error| explain::store(volume, &error))?;
+    // It was there, although a look did not show it.
+    if before == Vacant::Absent && !made && several().await? == Vacant::Absent {
+        return Err(half_seen(volume));
+    }
+    Ok(())
+}
+
+/// A container that is there, and is not found.
+pub(super) fn half_seen(volume: &Volume) -> Error {
+    let text = format!(
+        "volume {}: its container is there, but some of Swift's servers do not know it",
+        volume.name
+    );
+    Error::new(Exit::Unreachable, text).hint("try again in a minute; nothing was changed")
 }
 
 /// Puts an empty volume into the container, as far as its format needs one.
@@ -242,13 +287,13 @@ pub(super) fn whole_layout(objects: u64, object_size: u64) -> Result<Layout> {
 }
 
 /// Refuses to set up over a volume that is there, unless forced, and over one
-/// that is in use or of another format in any case.
-async fn check_vacant(
+/// that is in use or of another format in any case. One look.
+async fn look(
     store: &dyn ObjectStore,
     volume: &Volume,
     plan: &Plan,
     force: bool,
-) -> Result<()> {
+) -> Result<Vacant> {
     let name = &volume.name;
     let found = meta::read(store).await;
     if let Err(error @ (MetaError::Deleting | MetaError::Unfinished(_))) = &found {
@@ -260,8 +305,8 @@ async fn check_vacant(
             return Err(explain::meta(volume, &MetaError::Locked(client)));
         }
     }
-    // The format of a volume whose metadata is gone.
-    let mut lost = None;
+    // The metadata of the volume that is there is gone or damaged.
+    let mut lost = false;
     let (occupied, format) = match found {
         Ok(there) => {
             let size = format_size(there.format.size());
@@ -270,26 +315,35 @@ async fn check_vacant(
         }
         // Its objects would not be this volume's content, nor go away.
         Err(error @ MetaError::UnknownVersion(_)) => return Err(explain::meta(volume, &error)),
-        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => return Ok(()),
+        Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {
+            return Ok(Vacant::Absent);
+        }
         Err(MetaError::Store(error)) => return Err(explain::store(volume, &error)),
         Err(MetaError::NotAVolume) => match data(store, volume).await? {
-            None => return Ok(()),
+            None => return Ok(Vacant::There),
             Some(format) => {
-                lost = Some(format);
+                lost = true;
                 let text = "the container holds the objects of a volume already";
                 (format!("volume {name}: {text}"), format)
             }
         },
         Err(error) if !force => return Err(explain::meta(volume, &error)),
-        Err(error) => (format!("volume {name}: {error}"), damaged_format(&error)),
+        Err(error @ MetaError::Damaged { format, .. }) => {
+            lost = true;
+            (format!("volume {name}: {error}"), format)
+        }
+        Err(error) => return Err(explain::meta(volume, &error)),
     };
     let name = &volume.name;
-    let advice = match (lost, plan.format().number()) {
-        (Some(2), _) => format!(
+    let advice = match (format, plan.format().number()) {
+        (2, _) if lost => format!(
             "`swiftnbd check {name} --repair` writes its metadata anew; --force with --format 2 \
              empties it: all that is there is lost"
         ),
-        (_, planned) if planned != format => format!(
+        (1, 2) if lost => "--force with --format 1 writes the metadata anew; the objects that are \
+                           there stay, and are the volume's content"
+            .to_owned(),
+        (there, planned) if planned != there => format!(
             "--force does not change the format; `swiftnbd delete {name}` deletes what is there"
         ),
         (_, 1) => "--force writes the metadata anew; the objects that are there stay, and are the \
@@ -302,19 +356,8 @@ async fn check_vacant(
         return Err(Error::failed(text).hint(advice));
     }
     match force {
-        true => Ok(()),
+        true => Ok(Vacant::There),
         false => Err(Error::failed(occupied).hint(advice)),
-    }
-}
-
-/// The format of a volume whose metadata is damaged there.
-fn damaged_format(error: &MetaError) -> u8 {
-    match error {
-        MetaError::Damaged {
-            key: "Size" | "Block-Size",
-            ..
-        } => 2,
-        _ => 1,
     }
 }
 

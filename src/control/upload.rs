@@ -13,7 +13,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::setup::{self, Plan};
+use super::setup::{self, Plan, Vacant};
 use super::signals::Signals;
 use super::transfer::claim::{Claim, Place, Verb};
 use super::transfer::copy::{self, Content, Copy};
@@ -105,6 +105,11 @@ async fn write(
         Ok(log) => Arc::new(log),
         Err(error) => return Ok(Err(error)),
     };
+    // The volume itself knows better than its metadata.
+    if let Err(error) = check_size(volume, log.size(), &source) {
+        copy::close(volume, &log, signals).await?;
+        return Ok(Err(error));
+    }
     let copy = Arc::new(Copy {
         pace: Pace::new(args.limit),
         progress: Progress::bytes(log.size(), args.quiet),
@@ -131,27 +136,32 @@ async fn claim(volume: &mut Volume, source: &Source, args: &cli::Upload) -> Resu
     let place = Place::enter(volume)?;
     let store = place.impatient();
     let mut fresh = false;
-    match look(store, volume).await? {
-        Some(format) => {
-            check_fits(volume, &format, source, args)?;
-            passphrase::ask_if_needed(volume, place.container()).await?;
-        }
-        None => {
-            let plan = plan(source, args)?;
-            let passphrase = setup::new_passphrase(volume, args.make.encrypt)?;
-            let failed = |error| explain::store(volume, &error);
-            fresh = store.create().await.map_err(failed)?;
+    let mut there = look(store, volume).await?;
+    if let Found::Nothing(_) = there {
+        let plan = plan(source, args)?;
+        let passphrase = setup::new_passphrase(volume, args.make.encrypt)?;
+        let failed = |error| explain::store(volume, &error);
+        fresh = store.create().await.map_err(failed)?;
+        if !fresh {
             // Somebody else may be making it, too, and be ahead of us.
-            match fresh {
-                true => None,
-                false => look(store, volume).await?,
+            let before = there;
+            there = look(store, volume).await?;
+            if let (Found::Nothing(Vacant::Absent), Found::Nothing(Vacant::Absent)) =
+                (before, there)
+            {
+                return Err(setup::half_seen(volume));
             }
-            .map_or(Ok(()), |there| check_fits(volume, &there, source, args))?;
+        }
+        if let Found::Nothing(_) = there {
             let impatient = &place.container().impatient;
             setup::begin(impatient, volume, &plan, passphrase.as_ref()).await?;
-            let format = plan.format();
-            meta::describe(store, &format).await.map_err(failed)?;
+            let described = meta::describe(store, &plan.format()).await;
+            described.map_err(failed)?;
         }
+    }
+    if let Found::Volume(format) = there {
+        check_fits(volume, &format, source, args)?;
+        passphrase::ask_if_needed(volume, place.container()).await?;
     }
     place.claim(Verb::Upload, source.identity(), fresh).await
 }
@@ -168,19 +178,29 @@ fn plan(source: &Source, args: &cli::Upload) -> Result<Plan> {
     setup::log(&args.make, size, block_size).map(Plan::Log)
 }
 
+/// What is there before an upload.
+#[derive(Debug, Clone, Copy)]
+enum Found {
+    Volume(Format),
+    Nothing(Vacant),
+}
+
 /// The volume that is there. A look may reach a replica that is behind, so only several
 /// of them say that there is none.
-async fn look(store: &dyn ObjectStore, volume: &Volume) -> Result<Option<Format>> {
+async fn look(store: &dyn ObjectStore, volume: &Volume) -> Result<Found> {
+    let mut vacant = Vacant::There;
     for _ in 0..meta::LOOKS {
         match meta::read(store).await {
-            Ok(there) => return Ok(Some(there.format)),
-            Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {}
+            Ok(there) => return Ok(Found::Volume(there.format)),
+            Err(MetaError::Store(error)) if error.kind == ErrorKind::NoContainer => {
+                vacant = Vacant::Absent;
+            }
             // As we leave it if we are killed between making it and describing it.
             Err(MetaError::NotAVolume) if is_begun(store, volume).await? => {}
             Err(error) => return Err(explain::meta(volume, &error)),
         }
     }
-    Ok(None)
+    Ok(Found::Nothing(vacant))
 }
 
 /// Whether nothing is in the container but what making a volume puts there.
@@ -233,15 +253,20 @@ fn check_fits(volume: &Volume, there: &Format, source: &Source, args: &cli::Uplo
             "--encrypt",
         );
     }
-    if source.size() > there.size() {
-        let text = format!(
-            "volume {name}: the image of {} bytes does not fit into its {} bytes",
-            source.size(),
-            there.size()
-        );
-        return Err(Error::failed(text).hint("delete the volume, or set up a larger one"));
+    check_size(volume, there.size(), source)
+}
+
+/// Refuses an image that is larger than the volume.
+fn check_size(volume: &Volume, size: u64, source: &Source) -> Result<()> {
+    if source.size() <= size {
+        return Ok(());
     }
-    Ok(())
+    let text = format!(
+        "volume {}: the image of {} bytes does not fit into its {size} bytes",
+        volume.name,
+        source.size(),
+    );
+    Err(Error::failed(text).hint("delete the volume, or set up a larger one"))
 }
 
 /// One image on its way into one volume.

@@ -69,6 +69,8 @@ pub enum MetaError {
     /// A key is missing or makes no sense.
     #[error("its metadata is damaged: Swiftnbd-{key} is {}", .value.as_deref().map_or("missing".to_owned(), |value| format!("{value:?}")))]
     Damaged {
+        /// The format of the volume, as the other keys tell.
+        format: u8,
         /// The key, without its prefix.
         key: &'static str,
         /// What it holds, if it is there.
@@ -344,7 +346,7 @@ mod tests {
                 "damaged: Swiftnbd-Version is missing",
             ),
             (
-                &[("swiftnbd-objects", "5")],
+                &[("swiftnbd-objects", "5"), ("swiftnbd-size", "")],
                 "damaged: Swiftnbd-Version is missing",
             ),
             (
@@ -373,8 +375,14 @@ mod tests {
             ),
         ];
         for (pairs, wanted) in table {
-            let error = Volume::parse(&metadata(pairs)).unwrap_err().to_string();
-            assert!(error.contains(wanted), "{error}");
+            let error = Volume::parse(&metadata(pairs)).unwrap_err();
+            assert!(error.to_string().contains(wanted), "{error}");
+            if let MetaError::Damaged { format, .. } = error {
+                let of_2 = |(key, value): &(&str, &str)| {
+                    (*key, *value) == (VERSION, "2") || (*key == SIZE && !value.is_empty())
+                };
+                assert_eq!(format == 2, pairs.iter().any(of_2), "{pairs:?}");
+            }
         }
     }
 

@@ -123,7 +123,7 @@ impl Volumes {
             }
         };
         tokio::select! {
-            _ = all => return Ok(()),
+            ended = all => return ended.into_iter().collect(),
             () = given_up => {}
         }
         let lost: Vec<_> = self
@@ -260,38 +260,59 @@ impl Entry {
         if let Some(device) = self.device()
             && let Err(error) = device.flush().await
         {
-            tracing::error!(volume = self.name, %error, "cannot store what is dirty");
-            return false;
+            let error = explain::device(&error);
+            if error.exit != Exit::InUse {
+                let why = error.message;
+                tracing::error!(volume = self.name, "cannot store what is dirty: {why}");
+                return false;
+            }
         }
         let mut open = self.open.lock().await;
         // Whoever comes from here on waits for the lock.
         if !self.is_used() {
-            self.close(&mut open).await;
+            if let Err(error) = self.close(&mut open).await {
+                tracing::error!("{}", error.message);
+            }
         }
         true
     }
 
     /// As [`Volumes::end`], for one volume.
-    async fn end(&self) {
+    async fn end(&self) -> Result<()> {
         let mut open = self.open.lock().await;
-        self.close(&mut open).await;
+        let closed = self.close(&mut open).await;
+        if let Err(error) = &closed {
+            tracing::error!("{}", error.message);
+        }
+        closed
     }
 
-    async fn close(&self, open: &mut Option<Opened>) {
+    /// Fails if somebody else has attached the volume: it is theirs then, and so is the
+    /// lock.
+    async fn close(&self, open: &mut Option<Opened>) -> Result<()> {
         let name = &self.name;
         let Some(opened) = &*open else {
-            return;
+            return Ok(());
         };
-        while let Err(error) = opened.device.close().await {
+        let closed = loop {
+            let Err(error) = opened.device.close().await else {
+                break Ok(());
+            };
+            let why = explain::device(&error);
+            if why.exit == Exit::InUse {
+                let lost = opened.device.stats().dirty_bytes;
+                break Err(explain::taken_over(&format!("volume {name}"), &why, lost));
+            }
             tracing::error!(volume = name, %error, "cannot store what is dirty");
             sleep(BETWEEN_ENDINGS).await;
-        }
-        if unlock(name, &opened.lease).await {
+        };
+        if closed.is_ok() && unlock(name, &opened.lease).await {
             tracing::info!(volume = name, "everything is durable, unlocked");
         }
         // Only now: whoever drops this future in the middle leaves it open.
         self.set_device(None);
         *open = None;
+        closed
     }
 
     /// What the container says, without a lock.

@@ -52,11 +52,19 @@ impl Format {
 
     /// Reads it from a container's metadata.
     pub(super) fn parse(metadata: &Metadata) -> Result<Format, MetaError> {
+        let is_there = |key: &&str| text(metadata, key).is_some();
+        // Where nothing says which format it is, the keys of one of them do.
+        let format = match text(metadata, VERSION) {
+            Some("2") => 2,
+            None if [SIZE, BLOCK_SIZE].iter().any(is_there) => 2,
+            _ => 1,
+        };
         let number = |key: &str, name: &'static str, most: u64| {
             let value = text(metadata, key);
             match value.and_then(|value| value.parse::<u64>().ok()) {
                 Some(number) if (1..=most).contains(&number) => Ok(number),
                 _ => Err(MetaError::Damaged {
+                    format,
                     key: name,
                     value: value.map(str::to_owned),
                 }),
@@ -75,6 +83,7 @@ impl Format {
                         Ok(Format::Log { size, block_size })
                     }
                     _ => Err(MetaError::Damaged {
+                        format,
                         key: "Block-Size",
                         value: text(metadata, BLOCK_SIZE).map(str::to_owned),
                     }),
@@ -83,9 +92,10 @@ impl Format {
             Some(other) => Err(MetaError::UnknownVersion(other.to_owned())),
             None => {
                 let keys = [OBJECTS, OBJECT_SIZE, SIZE, BLOCK_SIZE];
-                match keys.iter().all(|key| text(metadata, key).is_none()) {
-                    true => Err(MetaError::NotAVolume),
-                    false => Err(MetaError::Damaged {
+                match keys.iter().any(is_there) {
+                    false => Err(MetaError::NotAVolume),
+                    true => Err(MetaError::Damaged {
+                        format,
                         key: "Version",
                         value: None,
                     }),
