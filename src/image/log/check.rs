@@ -224,6 +224,13 @@ impl Checker<'_> {
 
     /// All pages: how many blocks they need of each segment.
     async fn pages(&mut self) -> Result<BTreeMap<u64, u64>, LogError> {
+        for (number, error) in self.map.take_ruined() {
+            if let LogError::Damaged { object, damage } = error {
+                let ranges = vec![self.range(number * PAGE_BLOCKS, PAGE_BLOCKS)];
+                let problem = format!("page {number} of the map: {damage}");
+                self.report.add(object, problem, ranges);
+            }
+        }
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for number in self.map.numbers() {
             let page = match self.map.page(self.store, number).await {

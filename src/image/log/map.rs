@@ -72,6 +72,8 @@ struct Inner {
     eras: Vec<Era>,
     maps: BTreeMap<u64, MapObject>,
     next_k: u64,
+    /// Pages that a segment was to edit and that were damaged.
+    ruined: Vec<(u64, LogError)>,
 }
 
 /// A map object that was written and not deleted.
@@ -138,6 +140,7 @@ impl Map {
             eras: tables.eras,
             maps,
             next_k,
+            ruined: Vec::new(),
         };
         Map {
             home,
@@ -307,6 +310,7 @@ impl Map {
                     PAGE_BLOCKS * BLOCK >> 20,
                     number * PAGE_BLOCKS * BLOCK
                 );
+                self.lock().ruined.push((number, error));
                 let mut lost = Page::default();
                 lost.lose(0, PAGE_BLOCKS, |_| {});
                 Arc::new(lost)
@@ -337,6 +341,12 @@ impl Map {
         }
         inner.changed_cost += page.cost() as u64;
         inner.changed.insert(number, page);
+    }
+
+    /// The pages that were damaged when a segment was to edit them, and how: all of
+    /// such a page is lost but what was written since.
+    pub fn take_ruined(&self) -> Vec<(u64, LogError)> {
+        std::mem::take(&mut self.lock().ruined)
     }
 
     /// Marks blocks as lost: reading them fails from now on. The device has `all`
