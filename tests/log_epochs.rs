@@ -25,7 +25,7 @@ async fn volume() -> Arc<dyn ObjectStore> {
     let store = MemoryService::new().store("volume");
     store.create().await.unwrap();
     let store: Arc<dyn ObjectStore> = Arc::new(store);
-    log::create(&store, GEOMETRY, None, &who("setup"))
+    log::create(&store, GEOMETRY, None, &who("setup"), true)
         .await
         .unwrap();
     store
@@ -200,7 +200,7 @@ async fn a_new_volume_over_an_old_one_goes_on_with_the_numbers_and_is_empty() {
     let log = open(&store, "host").await;
     write(&log, 0, 1).await.unwrap();
     log.close().await.unwrap();
-    log::create(&store, GEOMETRY, None, &who("setup"))
+    log::create(&store, GEOMETRY, None, &who("setup"), true)
         .await
         .unwrap();
     let log = open(&store, "host").await;

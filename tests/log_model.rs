@@ -131,7 +131,7 @@ async fn run(seed: u64) {
     store.create().await.unwrap();
     let passphrase = passphrase();
     let key = plan.encrypted.then_some((&passphrase, COST));
-    log::create(&store, plan.geometry, key, &who())
+    log::create(&store, plan.geometry, key, &who(), false)
         .await
         .unwrap();
     let windows = plan.windows();
@@ -381,7 +381,9 @@ async fn a_map_that_does_not_fit_is_loaded_again() {
         block_size: 4096,
         compression: Compression::Lz4,
     };
-    log::create(&store, geometry, None, &who()).await.unwrap();
+    log::create(&store, geometry, None, &who(), false)
+        .await
+        .unwrap();
     let limits = Limits::new(1 << 20, Limits::least_dirty(), Limits::least_map(), None);
     let open = || Log::open(Arc::clone(&store), Arc::clone(&store), None, limits, who());
     let image = open().await.unwrap();

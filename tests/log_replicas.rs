@@ -155,7 +155,9 @@ async fn servers_come_and_go_and_the_volume_stays_a_prefix() {
         compression: Compression::Lz4,
     };
     let first: Arc<dyn ObjectStore> = Arc::new(store(PROXIES[0], &container));
-    log::create(&first, geometry, None, &who()).await.unwrap();
+    log::create(&first, geometry, None, &who(), false)
+        .await
+        .unwrap();
     let per_block = (BLOCK / SECTOR) as usize;
     let mut model = Prefix::new(BLOCKS as usize * per_block);
     let mut lab = Lab { ailing: None };

@@ -178,7 +178,7 @@ impl Simulation {
         let memory: Arc<dyn ObjectStore> = Arc::new(memory);
         let passphrase = passphrase();
         let key = plan.encrypted.then_some((&passphrase, COST));
-        log::create(&memory, plan.geometry, key, &who())
+        log::create(&memory, plan.geometry, key, &who(), false)
             .await
             .unwrap();
         let simulation = Arc::new(Simulation {

@@ -45,7 +45,9 @@ impl Volume {
             block_size: BLOCK as u32,
             compression: Compression::None,
         };
-        log::create(&store, geometry, None, &who()).await.unwrap();
+        log::create(&store, geometry, None, &who(), false)
+            .await
+            .unwrap();
         let volume = Volume {
             service,
             store,

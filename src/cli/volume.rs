@@ -66,8 +66,8 @@ pub struct Make {
     /// The size of a block in bytes: 512 or 4096
     #[arg(long, value_name = "BYTES", value_parser = parse_block_size)]
     pub block_size: Option<u32>,
-    /// How data is compressed [default: lz4]
-    #[arg(long, value_name = "HOW")]
+    /// How data is compressed: lz4 or none [default: lz4]
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
     pub compression: Option<Compression>,
     /// Encrypt all data with a passphrase
     #[arg(long)]
@@ -190,8 +190,8 @@ pub struct Convert {
     /// Copy no more than this in a second
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     pub limit: Option<u64>,
-    /// How data is compressed [default: lz4]
-    #[arg(long, value_name = "HOW")]
+    /// How data is compressed: lz4 or none [default: lz4]
+    #[arg(long, value_name = "HOW", hide_possible_values = true)]
     pub compression: Option<Compression>,
     /// Encrypt NEW with a passphrase
     #[arg(long)]

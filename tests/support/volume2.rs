@@ -70,7 +70,9 @@ impl Volume {
             compression,
         };
         let with = passphrase.as_ref().map(|passphrase| (passphrase, CHEAP));
-        log::create(&store, geometry, with, &who()).await.unwrap();
+        log::create(&store, geometry, with, &who(), false)
+            .await
+            .unwrap();
         Volume {
             service,
             passphrase,

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Duration, sleep};
 
@@ -27,7 +28,7 @@ use super::error::LogError;
 use super::format::root::{Location, Root, hash};
 use super::format::segment::Header;
 use super::format::tables::MapBuilder;
-use super::format::{BLOCK, Hash, names};
+use super::format::{BLOCK, Hash, MAX_OBJECT, names};
 use super::map::Written;
 use crate::store::{ObjectStore, StoreError};
 
@@ -140,7 +141,15 @@ pub async fn run(
 impl Applier {
     async fn segment(&mut self, header: &Arc<Header>, hash: Hash, stored: u64) {
         let engine = Arc::clone(&self.engine);
-        while let Err(error) = engine.map.apply(&*engine.store, header, stored).await {
+        let this = &*self;
+        let spill = || -> BoxFuture<'_, Result<(), LogError>> {
+            Box::pin(async {
+                this.spill().await;
+                Ok(())
+            })
+        };
+        let store = &*engine.store;
+        while let Err(error) = engine.map.apply(store, header, stored, &spill).await {
             tracing::error!(
                 "segment {} cannot be entered in the map, it is tried again: {error}",
                 header.seq
@@ -156,8 +165,9 @@ impl Applier {
         engine
             .progress
             .send_modify(|progress| progress.applied = header.seq);
-        engine.collect.notify_one();
+        // In this order: the collector looks at the result.
         collector::watch_space(&engine);
+        engine.collect.notify_one();
         if self.wants_root() {
             self.root().await;
         } else if engine.map.changed_cost() > self.most_changed() {
@@ -199,7 +209,7 @@ impl Applier {
     }
 
     /// Writes changed pages, so that they can be dropped.
-    async fn spill(&mut self) {
+    async fn spill(&self) {
         let engine = Arc::clone(&self.engine);
         let pages = encode_pages(&engine);
         self.put_all(&pages.objects).await;
@@ -209,7 +219,9 @@ impl Applier {
     /// Writes a root, and has deleted what it does not need.
     async fn root(&mut self) {
         let engine = Arc::clone(&self.engine);
-        let scattered = engine.map.scattered(MAP_OBJECT);
+        // Decoded they take up to eight times as much.
+        let most = (engine.map.memory_limit() / 16).min(MAP_OBJECT);
+        let scattered = engine.map.scattered(most);
         if let Err(error) = engine.map.touch(&*engine.store, &scattered).await {
             tracing::warn!("pages of the map are not moved together: {error}");
         }
@@ -222,6 +234,17 @@ impl Applier {
             (self.seq, self.header),
             self.last.root.key,
         );
+        if checkpoint
+            .objects
+            .iter()
+            .any(|(_, body)| body.len() as u64 > MAX_OBJECT)
+        {
+            tracing::error!(
+                "there are too many segments for a checkpoint: none is written, and the next \
+                 attachment has more to read; detach and attach to have them merged"
+            );
+            return;
+        }
         self.put_all(&checkpoint.objects).await;
         if engine.check().is_err() {
             return;

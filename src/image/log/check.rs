@@ -16,11 +16,11 @@ use super::error::LogError;
 use super::format::keys::Passphrase;
 use super::format::names::{self, Name};
 use super::format::segment::Header;
-use super::format::{BLOCK, Damage, PAGE_BLOCKS, frame};
+use super::format::{BLOCK, Damage, MAX_OBJECT, PAGE_BLOCKS, frame};
 use super::map::{Below, Map, is_lost};
 use super::place::{Home, read_box, read_object};
 use super::recovery;
-use crate::store::{ErrorKind, ObjectStore};
+use crate::store::ObjectStore;
 
 /// Segments that are read at the same time; each takes some 8 MiB.
 const PARALLEL: usize = 4;
@@ -28,8 +28,9 @@ const PARALLEL: usize = 4;
 const MEMORY: u64 = 64 << 20;
 /// Names in one listing.
 const TOGETHER: usize = 10_000;
-/// No more ranges than this are told of one object.
-const MOST_RANGES: usize = 1000;
+/// No more ranges than this are told of one object: more than a segment has frames, and
+/// a page blocks.
+const MOST_RANGES: usize = 1 << 16;
 
 /// What a check found.
 #[derive(Debug, Clone, Default, serde::Serialize)]
@@ -60,7 +61,7 @@ pub struct Finding {
     /// What is wrong with it.
     pub problem: String,
     /// What of the device cannot be read for it: offsets and lengths in bytes,
-    /// ascending, a thousand at most; none if the device does not need the damaged
+    /// ascending; none if the device does not need the damaged
     /// part.
     pub ranges: Vec<(u64, u64)>,
 }
@@ -209,7 +210,11 @@ impl Checker<'_> {
                 Err(error) => return Err(error),
             };
             let stored = header.object_length().unwrap_or(256);
-            match self.map.apply(self.store, &header, stored).await {
+            match self
+                .map
+                .apply(self.store, &header, stored, &|| Box::pin(async { Ok(()) }))
+                .await
+            {
                 Ok(()) | Err(LogError::Damaged { .. } | LogError::Missing { .. }) => {}
                 Err(error) => return Err(error),
             }
@@ -219,6 +224,13 @@ impl Checker<'_> {
 
     /// All pages: how many blocks they need of each segment.
     async fn pages(&mut self) -> Result<BTreeMap<u64, u64>, LogError> {
+        for (number, error) in self.map.take_ruined() {
+            if let LogError::Damaged { object, damage } = error {
+                let ranges = vec![self.range(number * PAGE_BLOCKS, PAGE_BLOCKS)];
+                let problem = format!("page {number} of the map: {damage}");
+                self.report.add(object, problem, ranges);
+            }
+        }
         let mut counts: BTreeMap<u64, u64> = BTreeMap::new();
         for number in self.map.numbers() {
             let page = match self.map.page(self.store, number).await {
@@ -393,11 +405,16 @@ async fn segment(
         unusable: None,
     };
     let name = checked.name.clone();
-    let read = read_object(store, &name, |body| {
+    let decode = |body: Bytes| {
         let (header, _) = Header::decode(&name, home.volume, &home.cipher, &body)?;
         Ok((header, body))
-    });
-    let (header, body) = match read.await {
+    };
+    let mut read = read_object(store, &name, decode).await;
+    if let Err(LogError::Damaged { .. }) = read {
+        // The whole does not match its checksum; most of its frames may.
+        read = read_box(store, &name, 0, MAX_OBJECT, decode).await;
+    }
+    let (header, body) = match read {
         Ok(read) => read,
         Err(LogError::Damaged { damage, .. }) => {
             checked.unusable = Some(damage.to_string());
@@ -407,10 +424,6 @@ async fn segment(
             checked.unusable = Some("it is not there, although the volume needs it".to_owned());
             return Ok(checked);
         }
-        Err(LogError::Store(error)) if error.kind == ErrorKind::Corrupt => {
-            checked.unusable = Some(error.to_string());
-            return Ok(checked);
-        }
         Err(error) => return Err(error),
     };
     checked.stored = body.len() as u64;
@@ -418,16 +431,18 @@ async fn segment(
         checked.frames += 1;
         let mut live = Vec::new();
         // A page that cannot be read was told of already.
-        for below in map
-            .lookup(store, info.start, info.blocks)
-            .await
-            .unwrap_or_default()
-        {
+        let below = match map.lookup(store, info.start, info.blocks).await {
+            Ok(below) => below,
+            Err(LogError::Damaged { .. } | LogError::Missing { .. }) => Vec::new(),
+            Err(error) => return Err(error),
+        };
+        for below in below {
             if let Below::There { start, entry } = below
                 && entry.seq() == seq
                 && entry.offset() == info.offset
             {
-                let fits = entry.stored() == info.stored && start - entry.skip() == info.start;
+                let fits = entry.stored() == info.stored
+                    && start.checked_sub(entry.skip()) == Some(info.start);
                 if !fits {
                     checked.bad_frames.push((
                         "the map does not fit its frames".to_owned(),

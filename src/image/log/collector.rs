@@ -19,12 +19,13 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
+use tokio::time::{Duration, sleep};
 
 use super::applier::Item;
 use super::engine::Engine;
 use super::error::LogError;
 use super::format::segment::{HEADER_GUESS, Header, Source};
-use super::format::{BLOCK, FRAME_BLOCKS};
+use super::format::{BLOCK, Damage, FRAME_BLOCKS};
 use super::map::Below;
 use super::place::read_box;
 use super::reader::FrameRef;
@@ -38,6 +39,10 @@ const CROWDED: u64 = 170;
 const REMEMBERED: usize = 4096;
 /// Those of fewer bytes.
 const REMEMBER_BELOW: u64 = 64 << 10;
+/// Those of no more frames and holes: some kilobytes each.
+const REMEMBER_PARTS: usize = 16;
+/// After a failure of the store.
+const PAUSE: Duration = Duration::from_secs(5);
 
 /// Headers of small segments that came lately.
 #[derive(Debug, Default)]
@@ -55,7 +60,8 @@ impl Recent {
 
 /// Remembers a small segment's header.
 pub fn remember(engine: &Engine, header: &Arc<Header>, stored: u64) {
-    if stored < REMEMBER_BELOW {
+    let small = header.frames.len() + header.holes.len() <= REMEMBER_PARTS;
+    if stored < REMEMBER_BELOW && small {
         let mut recent = engine
             .recent
             .0
@@ -88,9 +94,19 @@ pub async fn run(engine: Arc<Engine>) {
             if engine.check().is_err() {
                 return;
             }
-            if let Err((seq, error)) = collect(&engine, &victims).await {
-                tracing::error!("segment {seq} cannot be collected and is left alone: {error}");
-                bad.insert(seq);
+            match collect(&engine, &victims).await {
+                Ok(true) => {}
+                // What it was chosen for is not there: never again the same.
+                Ok(false) => bad.extend(victims),
+                Err((_, LogError::Store(error))) => {
+                    tracing::warn!("what is live cannot be collected, it is tried again: {error}");
+                    sleep(PAUSE).await;
+                }
+                Err((seq, _)) if !engine.map.space(|space| space.knows(seq)) => {}
+                Err((seq, error)) => {
+                    tracing::error!("segment {seq} cannot be collected and is left alone: {error}");
+                    bad.insert(seq);
+                }
             }
         }
         if *engine.crowded.borrow() {
@@ -113,21 +129,20 @@ fn victims(engine: &Engine, bad: &BTreeSet<u64>) -> Option<Vec<u64>> {
     }
     let applied = engine.progress.borrow().applied;
     let pace = engine.pace;
-    let mut chosen = engine.map.space(|space| {
+    let chosen = engine.map.space(|space| {
         let (stored, needed) = (
             space.stored_bytes() - space.dead_bytes(),
             space.needed_bytes(),
         );
         if stored > needed / 100 * BEGIN + pace.leave() {
-            return space.sparse(pace.segment, applied);
+            let sparse = space.sparse(pace.segment, applied, bad);
+            if !sparse.is_empty() {
+                return sparse;
+            }
         }
-        let small = space.small(pace.small, pace.segment, applied);
-        match small.len() >= pace.small_segments {
-            true => small,
-            false => Vec::new(),
-        }
+        let enough = (pace.small, pace.small_segments);
+        space.small(enough, pace.segment, applied, bad)
     });
-    chosen.retain(|seq| !bad.contains(seq));
     (!chosen.is_empty()).then_some(chosen)
 }
 
@@ -141,8 +156,8 @@ struct Live {
 }
 
 /// Copies what lives in these segments into a new one, and waits until the map
-/// shows it.
-async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)> {
+/// shows it. False if nothing lives there.
+async fn collect(engine: &Engine, victims: &[u64]) -> Result<bool, (u64, LogError)> {
     let mut live = Vec::new();
     for &seq in victims {
         let found = live_in(engine, seq).await.map_err(|error| (seq, error))?;
@@ -155,18 +170,23 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)
         let contents = engine.frames.get(&wanted).await;
         let contents = contents.map_err(|error| (wanted_seq(&error, &wanted), error.into()))?;
         for (live, content) in some.iter().zip(contents) {
+            if (content.len() as u64) < (live.skip + live.blocks) * BLOCK {
+                let damage = Damage::Malformed("a frame shorter than the map says");
+                let object = format!("segment {}", live.frame.seq);
+                return Err((live.frame.seq, LogError::damaged(object, damage)));
+            }
             append(&mut frames, *live, &content);
         }
     }
     if frames.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let bytes: u64 = live.iter().map(|live| live.blocks * BLOCK).sum();
     Engine::count(&engine.counters.collected, bytes);
     let seq = {
         let mut pending = engine.pending();
         if engine.closing.load(Ordering::Acquire) {
-            return Ok(());
+            return Ok(true);
         }
         let seq = pending.take_seq();
         let _ = engine.to_seal.send(Job::Collected { seq, frames });
@@ -177,7 +197,7 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<(), (u64, LogError)
         _ = progress.wait_for(|progress| progress.applied >= seq) => {}
         () = engine.until_fenced() => {}
     }
-    Ok(())
+    Ok(true)
 }
 
 fn wanted_seq(error: &super::reader::FrameError, wanted: &[FrameRef]) -> u64 {
@@ -203,6 +223,10 @@ async fn live_in(engine: &Engine, seq: u64) -> Result<Vec<Live>, LogError> {
                 continue;
             };
             if entry.seq() == seq && entry.offset() == frame.offset {
+                if entry.stored() != frame.stored || start != frame.start + entry.skip() {
+                    let damage = Damage::Malformed("the map does not fit its frames");
+                    return Err(LogError::damaged(format!("segment {seq}"), damage));
+                }
                 let frame = FrameRef {
                     seq,
                     offset: frame.offset,
@@ -265,6 +289,7 @@ fn append(frames: &mut Vec<Copied>, live: Live, content: &Bytes) {
     while left > 0 {
         let blocks = left.min(FRAME_BLOCKS - start % FRAME_BLOCKS);
         let piece = data.split_to((blocks * BLOCK) as usize);
+        let piece = super::compact(content, piece);
         let source = Source {
             blocks: blocks as u8,
             skip: skip as u8,

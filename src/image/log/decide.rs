@@ -105,7 +105,11 @@ pub async fn stop(
                 store.put(name, other).await?;
                 Ok(None)
             }
-            false => Ok(Some(other)),
+            false => {
+                // It may lie on one server only, and what is decided by it must last.
+                store.put(name, other.clone()).await?;
+                Ok(Some(other))
+            }
         },
     }
 }

@@ -34,6 +34,9 @@ pub enum LogError {
     /// A passphrase was given for a volume that is not encrypted.
     #[error("it is not encrypted, but a passphrase is configured for it")]
     NotEncrypted,
+    /// There is a volume of format 2 in the container that has been used.
+    #[error("there is a volume of format 2 in it that has been attached before")]
+    Occupied,
     /// The passphrase is not the volume's.
     #[error("the passphrase is wrong")]
     WrongPassphrase,

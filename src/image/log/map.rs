@@ -18,6 +18,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use futures_util::future::BoxFuture;
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
 
@@ -26,11 +27,17 @@ use super::format::entry::{Entry, LOST};
 use super::format::root::Location;
 use super::format::segment::Header;
 use super::format::tables::{Era, MapRow, PageRow, Tables, era_of_map, era_of_segment};
-use super::format::{BLOCK, PAGE_BLOCKS, names, page};
+use super::format::{BLOCK, Damage, PAGE_BLOCKS, names, page};
 use super::page::{Move, Page};
 use super::place::Home;
 use super::space::Space;
 use crate::store::ObjectStore;
+
+/// Writes changed pages, so that they can be dropped.
+pub type Spill<'a> = &'a (dyn Fn() -> BoxFuture<'a, Result<(), LogError>> + Send + Sync);
+
+/// Pages that are fetched together while a segment is applied.
+const PAGES_TOGETHER: usize = 16;
 
 /// The whole map.
 #[derive(Debug)]
@@ -65,6 +72,8 @@ struct Inner {
     eras: Vec<Era>,
     maps: BTreeMap<u64, MapObject>,
     next_k: u64,
+    /// Pages that a segment was to edit and that were damaged.
+    ruined: Vec<(u64, LogError)>,
 }
 
 /// A map object that was written and not deleted.
@@ -131,6 +140,7 @@ impl Map {
             eras: tables.eras,
             maps,
             next_k,
+            ruined: Vec::new(),
         };
         Map {
             home,
@@ -243,11 +253,16 @@ impl Map {
 
     /// Applies a segment. `seq` numbers only go up; after a failure the same one is
     /// applied again, which does no harm to what was done already.
+    ///
+    /// `spill` is called whenever changed pages take too much memory: it has them
+    /// written. What it writes may be the state in the midst of the segment; no root
+    /// may name it before this has returned.
     pub async fn apply(
         &self,
         store: &dyn ObjectStore,
         header: &Header,
         stored: u64,
+        spill: Spill<'_>,
     ) -> Result<(), LogError> {
         let blocks: u64 = header.frames.iter().map(|frame| frame.blocks).sum();
         {
@@ -262,14 +277,51 @@ impl Map {
                 inner.directory.contains_key(&number) || inner.changed.contains_key(&number)
             })
         };
-        for (number, edits) in edits {
-            let page = self.page(store, number).await?;
-            self.edit(number, page, |page, space| {
-                for edit in &edits {
-                    edit.apply(page, space, header.seq);
-                }
-            });
+        let edits: Vec<(u64, Vec<Edit>)> = edits.into_iter().collect();
+        for some in edits.chunks(PAGES_TOGETHER) {
+            let pages = some.iter().map(|(number, _)| self.page(store, *number));
+            let pages = futures_util::future::join_all(pages).await;
+            for ((number, edits), page) in some.iter().zip(pages) {
+                self.edit_all(*number, page, edits, header.seq)?;
+            }
+            if self.changed_cost() > self.memory / 2 {
+                spill().await?;
+            }
         }
+        Ok(())
+    }
+
+    /// Edits a page as a segment says.
+    fn edit_all(
+        &self,
+        number: u64,
+        page: Result<Arc<Page>, LogError>,
+        edits: &[Edit],
+        seq: u64,
+    ) -> Result<(), LogError> {
+        let page = match page {
+            Ok(page) => page,
+            // Nothing can bring it back: what it alone knew is lost, and the rest
+            // of the device goes on.
+            Err(error @ LogError::Damaged { .. }) if !is_unknown(&error) => {
+                tracing::error!(
+                    "{} MiB of the device from {} on are lost, except what is written \
+                         from now on: page {number} of the map: {error}",
+                    PAGE_BLOCKS * BLOCK >> 20,
+                    number * PAGE_BLOCKS * BLOCK
+                );
+                self.lock().ruined.push((number, error));
+                let mut lost = Page::default();
+                lost.lose(0, PAGE_BLOCKS, |_| {});
+                Arc::new(lost)
+            }
+            Err(error) => return Err(error),
+        };
+        self.edit(number, page, |page, space| {
+            for edit in edits {
+                edit.apply(page, space, seq);
+            }
+        });
         Ok(())
     }
 
@@ -280,11 +332,21 @@ impl Map {
         inner.changed_cost -= old.as_ref().map_or(0, |page| page.cost() as u64);
         let mut page = old.unwrap_or(page);
         change(Arc::make_mut(&mut page), &mut inner.space);
-        if page.is_empty() && !inner.directory.contains_key(&number) {
-            return;
+        if page.is_empty() {
+            if !inner.directory.contains_key(&number) {
+                return;
+            }
+            // Not what it takes to have been full.
+            page = Arc::default();
         }
         inner.changed_cost += page.cost() as u64;
         inner.changed.insert(number, page);
+    }
+
+    /// The pages that were damaged when a segment was to edit them, and how: all of
+    /// such a page is lost but what was written since.
+    pub fn take_ruined(&self) -> Vec<(u64, LogError)> {
+        std::mem::take(&mut self.lock().ruined)
     }
 
     /// Marks blocks as lost: reading them fails from now on. The device has `all`
@@ -689,6 +751,15 @@ fn edits(header: &Header, is_there: impl Fn(u64) -> bool) -> BTreeMap<u64, Vec<E
 /// The device's bytes of some blocks.
 pub fn bytes(start: u64, blocks: u64) -> (u64, u64) {
     (start * BLOCK, blocks * BLOCK)
+}
+
+/// Whether a newer program may know better.
+fn is_unknown(error: &LogError) -> bool {
+    let damage = match error {
+        LogError::Damaged { damage, .. } => damage,
+        _ => return false,
+    };
+    matches!(damage, Damage::Unknown(_) | Damage::Foreign)
 }
 
 /// Whether an entry points at nothing that can be read.

@@ -205,14 +205,21 @@ pub struct Seen {
     pub claim: format::claim::Claim,
 }
 
-/// Makes a volume in a container, or a new one over an old one of this format.
+/// Makes a volume in a container; where `replace` is true, over an old one of this
+/// format, whose content is lost. Else it refuses if an epoch after that of an unused
+/// volume is there: metadata and listings are no proof that none is.
 pub async fn create(
     store: &Arc<dyn ObjectStore>,
     geometry: Geometry,
     passphrase: Option<(&Passphrase, Cost)>,
     who: &Who,
+    replace: bool,
 ) -> Result<(), LogError> {
     check_geometry(&geometry)?;
+    let highest = recovery::highest_epoch(&**store).await?;
+    if highest > 1 && !replace {
+        return Err(LogError::Occupied);
+    }
     let volume = VolumeId::random();
     let (cipher, key) = match passphrase {
         None => (Cipher::Plain, 0),
@@ -222,8 +229,11 @@ pub async fn create(
             (data_key.cipher(volume), key)
         }
     };
-    let highest = recovery::highest_epoch(&**store).await?;
     let epoch = recovery::claim(&**store, volume, highest, who).await?;
+    if epoch > 2 && !replace {
+        return Err(LogError::Occupied);
+    }
+    recovery::stop_older(&**store, volume, (epoch, who.attach)).await?;
     let era = Era {
         epoch,
         attach: who.attach,
@@ -458,6 +468,7 @@ impl Log {
             last_seq,
         );
         let at = recovery::replay(store, &engine, root, later).await?;
+        recovery::is_ours(store, epoch, &who).await?;
         let previous = Some((root.epoch, root.n, found.hash));
         let last = recovery::pin(store, &engine, previous, at, root.key).await?;
         let (to_delete, dead) = mpsc::unbounded_channel();
@@ -550,6 +561,30 @@ impl Log {
         self.engine.check()
     }
 
+    /// Leaves a root behind, and the word that this is the end.
+    async fn end(&self) -> Result<(), ImageError> {
+        let engine = &*self.engine;
+        self.check()?;
+        writer::flush(engine).await?;
+        // What the collector began is finished: the root is to be the end of the log.
+        let last = engine.pending().next_seq - 1;
+        let mut progress = engine.progress.subscribe();
+        tokio::select! {
+            _ = progress.wait_for(|progress| progress.applied >= last) => {}
+            () = engine.until_fenced() => {}
+        }
+        engine.ask(Item::Root).await;
+        engine.check()?;
+        self.deleted().await;
+        // Whoever came after us decides what the volume is: then this is no good end.
+        engine.look().await?;
+        engine.check()?;
+        engine.tasks.abort();
+        engine.frames.close().await;
+        engine.store.settle().await;
+        Ok(release(&*engine.store, engine).await?)
+    }
+
     fn check(&self) -> Result<(), ImageError> {
         match self.closed.load(Ordering::Acquire) {
             true => Err(ImageError::Closed),
@@ -573,7 +608,16 @@ impl Log {
         loop {
             self.check()?;
             let missing = match self.try_read(start, blocks).await {
-                Ok(pieces) => return Ok(pieces),
+                Ok(pieces) => {
+                    let got: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
+                    if got != blocks * BLOCK {
+                        return Err(ImageError::Damaged(format!(
+                            "{got} bytes are stored where the map has {}",
+                            blocks * BLOCK
+                        )));
+                    }
+                    return Ok(pieces);
+                }
                 Err(Failure::Missing(object)) => object,
                 Err(Failure::Final(error)) => return Err(error),
             };
@@ -691,7 +735,8 @@ fn reference(start: u64, entry: format::entry::Entry) -> FrameRef {
         seq: entry.seq(),
         offset: entry.offset(),
         stored: entry.stored(),
-        address: start - entry.skip(),
+        // A place that no writer writes is refused by the frame.
+        address: start.saturating_sub(entry.skip()),
     }
 }
 
@@ -891,16 +936,8 @@ impl Image for Log {
         let (first, end) = cover(offset, length);
         self.read_ahead(offset, length);
         let pieces = self.read_blocks(first, end - first).await?;
-        let got: u64 = pieces.iter().map(|piece| piece.len() as u64).sum();
-        if got != (end - first) * BLOCK {
-            let damage = format!(
-                "{got} bytes are stored where the map has {}",
-                (end - first) * BLOCK
-            );
-            return Err(ImageError::Damaged(damage));
-        }
         let head = offset - first * BLOCK;
-        match head == 0 && got == length {
+        match head == 0 && length == (end - first) * BLOCK {
             true => Ok(pieces),
             false => Ok(trim(pieces, head, length)),
         }
@@ -962,28 +999,18 @@ impl Image for Log {
 
     async fn close(&self) -> Result<(), ImageError> {
         let engine = &*self.engine;
-        self.check()?;
         engine.closing.store(true, Ordering::Release);
-        if let Err(error) = writer::flush(engine).await {
-            engine.closing.store(false, Ordering::Release);
-            return Err(error);
+        let ended = self.end().await;
+        match &ended {
+            Ok(()) => self.closed.store(true, Ordering::Release),
+            // Nothing can be saved any more.
+            Err(ImageError::Superseded(_)) => {
+                engine.tasks.abort();
+                engine.frames.close().await;
+            }
+            Err(_) => engine.closing.store(false, Ordering::Release),
         }
-        // What the collector began is finished: the root is to be the end of the log.
-        let last = engine.pending().next_seq - 1;
-        let mut progress = engine.progress.subscribe();
-        tokio::select! {
-            _ = progress.wait_for(|progress| progress.applied >= last) => {}
-            () = engine.until_fenced() => {}
-        }
-        engine.ask(Item::Root).await;
-        engine.check()?;
-        self.deleted().await;
-        release(&*engine.store, engine).await?;
-        self.closed.store(true, Ordering::Release);
-        engine.tasks.abort();
-        engine.frames.close().await;
-        engine.store.settle().await;
-        Ok(())
+        ended
     }
 
     async fn extents(

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use super::error::LogError;
 use super::format::seal::Cipher;
 use super::format::{Damage, VolumeId};
-use crate::store::{ErrorKind, ObjectStore};
+use crate::store::{ErrorKind, ObjectStore, StoreError};
 
 /// How often an object that must be there is asked for: a replica may be behind, or
 /// damaged where another is whole.
@@ -52,15 +52,23 @@ pub async fn read_box<T>(
                 }
                 Err(damage) => LogError::damaged(name, damage),
             },
-            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing {
-                object: name.to_owned(),
-            },
-            Err(error) => return Err(error.into()),
+            Err(error) => unusable(name, error)?,
         };
         if attempt == ATTEMPTS {
             return Err(error);
         }
         sleep(PAUSE * (1 << attempt)).await;
+    }
+}
+
+/// What a failure says about the object, if anything.
+fn unusable(name: &str, error: StoreError) -> Result<LogError, LogError> {
+    match error.kind {
+        ErrorKind::NotFound => Ok(LogError::Missing {
+            object: name.to_owned(),
+        }),
+        ErrorKind::Corrupt => Ok(LogError::damaged(name, Damage::Checksum)),
+        _ => Err(error.into()),
     }
 }
 
@@ -78,10 +86,7 @@ pub async fn read_object<T>(
                 Ok(value) => return Ok(value),
                 Err(damage) => LogError::damaged(name, damage),
             },
-            Err(error) if error.kind == ErrorKind::NotFound => LogError::Missing {
-                object: name.to_owned(),
-            },
-            Err(error) => return Err(error.into()),
+            Err(error) => unusable(name, error)?,
         };
         if attempt == ATTEMPTS {
             return Err(error);

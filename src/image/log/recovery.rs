@@ -27,6 +27,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream;
 use tokio::time::{Duration, sleep};
 
@@ -41,7 +42,7 @@ use super::format::root::{self, Root, hash};
 use super::format::seal::{Cipher, Prelude};
 use super::format::segment::{Builder, Built, HEADER_GUESS, Header, Plan};
 use super::format::tables::{Era, Tables};
-use super::format::{AttachId, Damage, Hash, VolumeId, frame, names};
+use super::format::{AttachId, BLOCK, Damage, Hash, VolumeId, frame, names};
 use super::map::Map;
 use super::place::{Home, read_box, read_object};
 use super::writer::WINDOW;
@@ -277,6 +278,43 @@ pub async fn claim(
     Err(LogError::Fenced("all epochs are used up".to_owned()))
 }
 
+/// Whether the claim is still ours: of two that made it at once, the later one stays.
+pub async fn is_ours(store: &dyn ObjectStore, epoch: u32, who: &Who) -> Result<(), LogError> {
+    let name = names::epoch(epoch);
+    let (_, claim) = read_object(store, &name, |body| Claim::decode(&name, &body)).await?;
+    match claim.attach == who.attach {
+        true => Ok(()),
+        false => Err(LogError::Superseded(Box::new(claim))),
+    }
+}
+
+/// Keeps whoever has an older volume in the container from writing another root: it
+/// is replaced.
+pub async fn stop_older(
+    store: &dyn ObjectStore,
+    volume: VolumeId,
+    by: (u32, AttachId),
+) -> Result<(), LogError> {
+    for epoch in (1..by.0).rev() {
+        if decide::stop(store, volume, by, &names::root(epoch, 0))
+            .await?
+            .is_none()
+        {
+            continue;
+        }
+        let mut n = 0;
+        loop {
+            n = newest_root(store, epoch, n).await?;
+            let next = names::root(epoch, n + 1);
+            if decide::stop(store, volume, by, &next).await?.is_none() {
+                return Ok(());
+            }
+            n += 1;
+        }
+    }
+    Ok(())
+}
+
 /// Makes true what [`find`] only saw: finds the newest pin and root again, so that
 /// nobody can add another.
 pub async fn settle(
@@ -314,12 +352,11 @@ pub async fn settle(
 /// Whether something is there of an epoch that is only written after its pin: then the
 /// pin was lost, and what came before it is an older state.
 pub async fn was_pinned(store: &dyn ObjectStore, epoch: u32) -> Result<bool, LogError> {
-    for name in [names::released(epoch), names::root(epoch, 1)] {
-        if read(store, &name).await?.is_some() {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let released = read(store, &names::released(epoch)).await?;
+    Ok(released.is_some()
+        || read_unless_stop(store, &names::root(epoch, 1))
+            .await?
+            .is_some())
 }
 
 /// The tables of a root.
@@ -470,9 +507,10 @@ pub async fn replay(
             let stored = built.body.len() as u64;
             (built.header, built.hash, stored)
         };
-        engine.map.apply(store, &header, stored).await?;
+        let spill =
+            || -> BoxFuture<'_, Result<(), LogError>> { Box::pin(spill_once(store, engine)) };
+        engine.map.apply(store, &header, stored, &spill).await?;
         last = (header.seq, hash);
-        spill_once(store, engine).await?;
     }
     Ok(last)
 }
@@ -538,6 +576,11 @@ fn rebuild(
             info.start,
             &body.slice(range),
         )?;
+        if content.len() as u64 != info.blocks * BLOCK {
+            return Err(Damage::Malformed(
+                "a frame of another length than its header says",
+            ));
+        }
         builder.frame(info.start, &[content], &info.sources);
     }
     for hole in &header.holes {

@@ -3,7 +3,7 @@
 //! Knows: segment numbers, bytes stored, blocks live. Does not know: where a block
 //! lies (the [map](super::map) tells), the store.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::format::BLOCK;
 use super::format::tables::SegmentRow;
@@ -78,15 +78,16 @@ impl Space {
     /// So many blocks of it are no longer needed.
     pub fn release(&mut self, seq: u64, blocks: u64) {
         if let Some(row) = self.rows.get_mut(&seq) {
-            debug_assert!(
-                u64::from(row.live) >= blocks,
-                "segment {seq} has no {blocks} blocks"
-            );
+            // What a damaged table says of it may be less than the map has.
+            let blocks = blocks.min(row.live.into());
+            if blocks == 0 {
+                return;
+            }
             self.needed -= row.needed();
-            row.live = row.live.saturating_sub(blocks as u32);
+            row.live -= blocks as u32;
             self.needed += row.needed();
-            self.live = self.live.saturating_sub(blocks);
-            if row.live == 0 && blocks > 0 {
+            self.live -= blocks;
+            if row.live == 0 {
                 self.dead += row.stored;
             }
         }
@@ -163,45 +164,69 @@ impl Space {
     }
 
     /// The segments with the least share of live blocks, none above three quarters,
-    /// within `most` bytes of live data. Not beyond `last`, the newest applied.
-    pub fn sparse(&self, most: u64, last: u64) -> Vec<u64> {
-        let rows = self
-            .rows
-            .range(..=last)
-            .filter(|(_, row)| row.live > 0 && u64::from(row.live) * 4 < u64::from(row.blocks) * 3);
+    /// within `most` bytes of live data, but one at least. Not beyond `last`, the
+    /// newest applied; none of `not`.
+    pub fn sparse(&self, most: u64, last: u64, not: &BTreeSet<u64>) -> Vec<u64> {
+        let rows = self.rows.range(..=last).filter(|(seq, row)| {
+            row.live > 0
+                && u64::from(row.live) * 4 < u64::from(row.blocks) * 3
+                && !not.contains(seq)
+        });
         let share = |row: &Row| u64::from(row.live) * 1000 / u64::from(row.blocks.max(1));
         let mut rows: Vec<(u64, u64, u64)> = rows
-            .map(|(&seq, row)| (share(row), seq, u64::from(row.live) * BLOCK))
+            .map(|(&seq, row)| (share(row), seq, row.live_bytes()))
             .collect();
         rows.sort_unstable();
-        within(most, rows.into_iter().map(|(_, seq, bytes)| (seq, bytes)))
+        let first = rows.first().map(|(_, seq, _)| *seq);
+        let chosen = within(most, rows.into_iter().map(|(_, seq, bytes)| (seq, bytes)));
+        match chosen.is_empty() {
+            true => first.into_iter().collect(),
+            false => chosen,
+        }
     }
 
-    /// Segments of fewer than `small` bytes, oldest first, within `most` bytes of live
-    /// data. Not beyond `last`, the newest applied.
-    pub fn small(&self, small: u64, most: u64, last: u64) -> Vec<u64> {
-        let rows = self
-            .rows
-            .range(..=last)
-            .filter(|(_, row)| row.live > 0 && row.stored < small);
-        within(
-            most,
-            rows.map(|(&seq, row)| (seq, u64::from(row.live) * BLOCK)),
-        )
+    /// Segments of fewer than `small` bytes that are not full of live data either,
+    /// oldest first, within `most` bytes of it; none if there are fewer than `enough`.
+    /// Not beyond `last`, the newest applied; none of `not`.
+    pub fn small(
+        &self,
+        (small, enough): (u64, usize),
+        most: u64,
+        last: u64,
+        not: &BTreeSet<u64>,
+    ) -> Vec<u64> {
+        let rows = || {
+            self.rows.range(..=last).filter(|(seq, row)| {
+                row.live > 0
+                    && row.stored < small
+                    && row.live_bytes() <= most / 2
+                    && !not.contains(seq)
+            })
+        };
+        if rows().count() < enough.max(2) {
+            return Vec::new();
+        }
+        within(most, rows().map(|(&seq, row)| (seq, row.live_bytes())))
     }
 }
 
-/// The first of these whose bytes together are within `most`.
+/// Of these in their order, whatever still fits into `most` bytes.
 fn within(most: u64, rows: impl Iterator<Item = (u64, u64)>) -> Vec<u64> {
     let mut sum = 0;
-    let fitting = rows.take_while(|(_, bytes)| {
-        sum += bytes;
-        sum <= most
+    let fitting = rows.filter(|(_, bytes)| {
+        let fits = sum + bytes <= most;
+        sum += if fits { *bytes } else { 0 };
+        fits
     });
     fitting.map(|(seq, _)| seq).collect()
 }
 
 impl Row {
+    /// Bytes that its live blocks have on the device.
+    fn live_bytes(&self) -> u64 {
+        u64::from(self.live) * BLOCK
+    }
+
     fn needed(&self) -> u64 {
         self.stored * u64::from(self.live) / u64::from(self.blocks.max(1))
     }

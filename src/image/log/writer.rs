@@ -118,19 +118,14 @@ pub async fn encode_collected(
     frames: &[Copied],
 ) -> Built {
     let sources = frames.iter().map(|frame| frame.sources.len()).sum();
+    let data = frames.iter().flat_map(|frame| &frame.data);
+    let bytes = data.map(|data| data.len() as u64).sum();
     let plan = Plan {
         frames: frames.len(),
         sources,
         holes: 0,
     };
-    let mut builder = builder(
-        engine,
-        seq,
-        previous,
-        durable,
-        plan,
-        frames.len() as u64 * FRAME_BLOCKS * BLOCK,
-    );
+    let mut builder = builder(engine, seq, previous, durable, plan, bytes);
     for frame in frames {
         builder.frame(frame.start, &frame.data, &frame.sources);
         tokio::task::yield_now().await;
