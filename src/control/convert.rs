@@ -180,7 +180,7 @@ async fn make(
     let passphrase = setup::new_passphrase(new, args.encrypt)?;
     setup::make_container(store, new, async || look(store, new).await).await?;
     let impatient = &place.container().impatient;
-    setup::begin(impatient, new, &plan, passphrase.as_ref()).await?;
+    setup::begin(impatient, new, &plan, passphrase.as_ref(), false).await?;
     let described = meta::describe_unfinished(store, &plan.format(), &old.container).await;
     described.map_err(failed)
 }

@@ -116,6 +116,10 @@ pub fn log(volume: &Volume, error: &LogError) -> Error {
             Error::new(Exit::NotFound, format!("{}: {what}", who(volume)))
                 .hint("are all of Swift's servers up?")
         }
+        LogError::Occupied => Error::new(Exit::InUse, message).hint(format!(
+            "`swiftnbd check --repair {name}` writes lost metadata anew; if the volume is to go: \
+             `swiftnbd delete {name}`"
+        )),
         LogError::WrongPassphrase => Error::new(Exit::Denied, message)
             .hint("nothing was changed; look where the passphrase came from"),
         LogError::PassphraseNeeded => Error::new(Exit::Denied, message).hint(

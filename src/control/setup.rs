@@ -63,7 +63,7 @@ pub fn run(config: &Config, args: &cli::Setup) -> Result<()> {
         let look = async || look(&*store, &volume, &plan, args.force).await;
         make_container(&*store, &volume, look).await?;
         let failed = |error| explain::store(&volume, &error);
-        begin(&store, &volume, &plan, passphrase.as_ref()).await?;
+        begin(&store, &volume, &plan, passphrase.as_ref(), args.force).await?;
         meta::write(&*store, &plan.format()).await.map_err(failed)?;
         // What a user relies on from here on is what a reader will find.
         let written = meta::read(&*store).await;
@@ -131,18 +131,20 @@ pub(super) fn half_seen(volume: &Volume) -> Error {
     Error::new(Exit::Unreachable, text).hint("try again in a minute; nothing was changed")
 }
 
-/// Puts an empty volume into the container, as far as its format needs one.
+/// Puts an empty volume into the container, as far as its format needs one. One that has
+/// been used goes only where it is to be replaced, whatever the looks have shown.
 pub(super) async fn begin(
     store: &Arc<dyn ObjectStore>,
     volume: &Volume,
     plan: &Plan,
     passphrase: Option<&Passphrase>,
+    replace: bool,
 ) -> Result<()> {
     match plan {
         Plan::Objects(_) => Ok(()),
         Plan::Log(geometry) => {
             let passphrase = passphrase.map(|passphrase| (passphrase, Cost::default()));
-            let created = log::create(store, *geometry, passphrase, &open::who()).await;
+            let created = log::create(store, *geometry, passphrase, &open::who(), replace).await;
             created.map_err(|error| explain::log(volume, &error))
         }
     }

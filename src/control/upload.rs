@@ -154,7 +154,7 @@ async fn claim(volume: &mut Volume, source: &Source, args: &cli::Upload) -> Resu
         }
         if let Found::Nothing(_) = there {
             let impatient = &place.container().impatient;
-            setup::begin(impatient, volume, &plan, passphrase.as_ref()).await?;
+            setup::begin(impatient, volume, &plan, passphrase.as_ref(), false).await?;
             let described = meta::describe(store, &plan.format()).await;
             described.map_err(failed)?;
         }
