@@ -32,6 +32,7 @@ use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::{Limits, Log, Who};
 use swiftnbd::store::ObjectStore;
 use swiftnbd::store::dir::DirStore;
+use tamper::Act;
 use waiting::wait_until;
 
 const KIB: u64 = 1024;
@@ -653,6 +654,43 @@ fn the_originals_tools_refuse_it() {
 }
 
 /// Memory with which it could not work is refused before it is touched.
+/// A server of Swift's that is behind shows no container, or one in which there is
+/// nothing: nobody makes a volume over another because of it.
+#[test]
+fn a_look_at_a_server_that_is_behind() {
+    let (sandbox, tamper) = Sandbox::tampered();
+    configure_another(&sandbox, "");
+    run(&sandbox, &["setup", "new", "4", "--format", "1"]).is_silent();
+    set_up(&sandbox, "4M", None);
+    write(&sandbox, &[(0, &[1; 4096])]);
+    for status in [404, 204] {
+        for args in [
+            &["setup", VOLUME, "--size", "4M"][..],
+            &["convert", "new", VOLUME],
+        ] {
+            let container = sandbox.container.clone();
+            let (mut heads, mut listings) = (0, 0);
+            tamper.rule(move |seen| {
+                let is_head = seen.is("HEAD", &format!("/{container}"));
+                let is_listing = seen.path.contains(&format!("/{container}?"))
+                    && seen.path.contains("format=json");
+                heads += u32::from(is_head);
+                listings += u32::from(is_listing);
+                match (is_head, is_listing) {
+                    (true, _) if heads == 1 => Act::Status(status),
+                    (_, true) if listings <= 2 => Act::Status(204),
+                    _ => Act::Forward,
+                }
+            });
+            run(&sandbox, args).failed(1, &[VOLUME, "already"], ANY);
+            assert!(tamper.hits() >= 1, "{args:?}");
+        }
+    }
+    tamper.forward();
+    assert_eq!(read(&sandbox, 0, 4096), [1; 4096]);
+    run(&sandbox, &["delete", "new", "--yes"]).is_silent();
+}
+
 /// A server whose volume somebody else has attached ends, and says what is lost.
 #[test]
 fn taken_over_by_somebody_else() {
