@@ -269,10 +269,10 @@ impl Entry {
         }
         let mut open = self.open.lock().await;
         // Whoever comes from here on waits for the lock.
-        if !self.is_used() {
-            if let Err(error) = self.close(&mut open).await {
-                tracing::error!("{}", error.message);
-            }
+        if !self.is_used()
+            && let Err(error) = self.close(&mut open).await
+        {
+            tracing::error!("{}", error.message);
         }
         true
     }

@@ -307,7 +307,7 @@ impl Map {
                 tracing::error!(
                     "{} MiB of the device from {} on are lost, except what is written \
                          from now on: page {number} of the map: {error}",
-                    PAGE_BLOCKS * BLOCK >> 20,
+                    (PAGE_BLOCKS * BLOCK) >> 20,
                     number * PAGE_BLOCKS * BLOCK
                 );
                 self.lock().ruined.push((number, error));
