@@ -1,6 +1,7 @@
 """Write the rings and configuration files of one lab.
 
-configure.py DIR < DIR/servers   (lines "NAME PORT"; run by scripts/lab)
+configure.py DIR [reachable] < DIR/servers   (lines "NAME PORT"; run by scripts/lab)
+With "reachable", the proxy listens on all addresses.
 """
 import os
 import pwd
@@ -53,7 +54,7 @@ use = egg:swift#healthcheck
 use = egg:swift#{kind}
 """
 
-PROXY = DEFAULT + """\
+PROXY = DEFAULT.replace("bind_ip = {host}", "bind_ip = {proxy_host}") + """\
 
 [pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck proxy-logging cache \
@@ -157,7 +158,7 @@ FILTERS = {
 }
 
 
-def main(directory):
+def main(directory, reachable):
     ports = dict(line.split() for line in sys.stdin)
     replicas = sum(name.startswith("object") for name in ports)
     etc = os.path.join(directory, "etc")
@@ -173,7 +174,9 @@ def main(directory):
 
     os.makedirs(etc, exist_ok=True)
     write("swift.conf", SWIFT)
-    proxy = PROXY.format(port=ports["proxy"], memcached=ports["memcached"], **common)
+    proxy = PROXY.format(
+        port=ports["proxy"], memcached=ports["memcached"],
+        proxy_host="0.0.0.0" if reachable else HOST, **common)
     for name, egg in FILTERS.items():
         proxy += f"\n[filter:{name}]\nuse = egg:swift#{egg}\n"
     if "keystone" in ports:
@@ -200,4 +203,4 @@ def main(directory):
         builder.get_ring().save(os.path.join(etc, kind + ".ring.gz"))
 
 
-main(sys.argv[1])
+main(sys.argv[1], sys.argv[2:] == ["reachable"])
