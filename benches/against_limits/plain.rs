@@ -13,8 +13,10 @@ use crate::Failure;
 
 const CONTAINER: &str = "plain";
 
-/// As many PUTs and GETs at once as a volume of 64 KiB objects sends.
-const PARALLEL: usize = 16;
+/// PUTs and GETs at once. Large objects need fewer to fill a line or a processor.
+fn parallel(object_size: u64) -> usize {
+    if object_size >= 4 << 20 { 8 } else { 16 }
+}
 
 pub struct Plain {
     client: reqwest::Client,
@@ -23,14 +25,14 @@ pub struct Plain {
 }
 
 impl Plain {
-    /// The Swift that `scripts/lab` announces.
-    pub async fn from_environment() -> Result<Plain, Failure> {
+    /// The Swift that `scripts/lab` announces, as it is reached at `host`.
+    pub async fn reached_at(host: &str) -> Result<Plain, Failure> {
         let variable = |name: &str| {
             std::env::var(name).map_err(|_| format!("{name} is not set: run scripts/bench"))
         };
         let client = reqwest::Client::builder().tcp_nodelay(true).build()?;
         let answer = client
-            .get(variable("SWIFTNBD_LAB_AUTH")?)
+            .get(variable("SWIFTNBD_LAB_AUTH")?.replace("127.0.0.1", host))
             .header("X-Auth-User", variable("SWIFTNBD_LAB_USER")?)
             .header("X-Auth-Key", variable("SWIFTNBD_LAB_KEY")?)
             .send()
@@ -56,34 +58,46 @@ impl Plain {
 
     /// Puts `size` bytes as objects; how long that took.
     pub async fn put(&self, object_size: u64, size: u64) -> Result<Duration, Failure> {
-        let mut body = vec![0; object_size as usize];
-        fastrand::Rng::with_seed(1).fill(&mut body);
-        let body = Bytes::from(body);
+        let body = noise(object_size);
         let start = Instant::now();
-        self.each(size / object_size, reqwest::Method::PUT, Some(body))
-            .await?;
+        let count = size / object_size;
+        self.each(
+            count,
+            reqwest::Method::PUT,
+            Some(body),
+            parallel(object_size),
+        )
+        .await?;
         Ok(start.elapsed())
+    }
+
+    /// Puts one object after the other; how long each took.
+    pub async fn put_alone(&self, object_size: u64, count: u64) -> Result<Vec<f64>, Failure> {
+        let body = noise(object_size);
+        let mut times = Vec::new();
+        for at in 0..count {
+            let start = Instant::now();
+            let url = format!("{}/{CONTAINER}/alone/{at:08}", self.storage);
+            self.send(reqwest::Method::PUT, url, Some(body.clone()))
+                .await?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+        Ok(times)
     }
 
     /// Gets them again.
     pub async fn get(&self, object_size: u64, size: u64) -> Result<Duration, Failure> {
         let start = Instant::now();
-        self.each(size / object_size, reqwest::Method::GET, None)
+        let count = size / object_size;
+        self.each(count, reqwest::Method::GET, None, parallel(object_size))
             .await?;
         Ok(start.elapsed())
     }
 
-    /// Deletes everything.
-    pub async fn clean(&self) -> Result<(), Failure> {
-        let url = format!("{}/{CONTAINER}?limit=10000", self.storage);
-        let listing = self.send(reqwest::Method::GET, url, None).await?;
-        let listing = String::from_utf8(listing.to_vec())?;
-        self.each(
-            listing.lines().count() as u64,
-            reqwest::Method::DELETE,
-            None,
-        )
-        .await
+    /// Deletes them.
+    pub async fn clean(&self, object_size: u64, size: u64) -> Result<(), Failure> {
+        self.each(size / object_size, reqwest::Method::DELETE, None, 16)
+            .await
     }
 
     async fn each(
@@ -91,8 +105,9 @@ impl Plain {
         count: u64,
         method: reqwest::Method,
         body: Option<Bytes>,
+        parallel: usize,
     ) -> Result<(), Failure> {
-        let places = Arc::new(Semaphore::new(PARALLEL));
+        let places = Arc::new(Semaphore::new(parallel));
         let mut tasks = JoinSet::new();
         for at in 0..count {
             let place = Arc::clone(&places).acquire_owned().await?;
@@ -148,6 +163,13 @@ async fn send(
         assert_eq!(tag, hex(&body), "damaged");
     }
     Ok(body)
+}
+
+/// Bytes that do not compress.
+fn noise(size: u64) -> Bytes {
+    let mut body = vec![0; size as usize];
+    fastrand::Rng::with_seed(1).fill(&mut body);
+    Bytes::from(body)
 }
 
 fn hex(body: &[u8]) -> String {

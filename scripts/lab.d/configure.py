@@ -1,6 +1,7 @@
 """Write the rings and configuration files of one lab.
 
-configure.py DIR < DIR/servers   (lines "NAME PORT"; run by scripts/lab)
+configure.py DIR [reachable] < DIR/servers   (lines "NAME PORT"; run by scripts/lab)
+With "reachable", the proxy listens on all addresses.
 """
 import os
 import pwd
@@ -53,7 +54,7 @@ use = egg:swift#healthcheck
 use = egg:swift#{kind}
 """
 
-PROXY = DEFAULT + """\
+PROXY = DEFAULT.replace("bind_ip = {host}", "bind_ip = {proxy_host}") + """\
 
 [pipeline:main]
 pipeline = catch_errors gatekeeper healthcheck proxy-logging cache \
@@ -157,7 +158,7 @@ FILTERS = {
 }
 
 
-def main(directory):
+def main(directory, reachable):
     ports = dict(line.split() for line in sys.stdin)
     replicas = sum(name.startswith("object") for name in ports)
     etc = os.path.join(directory, "etc")
@@ -181,7 +182,9 @@ def main(directory):
         write("keystone.conf", KEYSTONE.format(**common))
         write("gunicorn.py", GUNICORN.format(keystone=ports["keystone"], **common))
     for name in filter(lambda name: name.startswith("proxy"), ports):
-        proxy = PROXY.format(port=ports[name], memcached=ports["memcached"], **common)
+        proxy = PROXY.format(
+            port=ports[name], memcached=ports["memcached"],
+            proxy_host="0.0.0.0" if reachable else HOST, **common)
         if "keystone" in ports:
             proxy = proxy.replace(" tempauth ", " authtoken keystoneauth tempauth ")
         write(name + ".conf", proxy + filters)
@@ -203,4 +206,4 @@ def main(directory):
         builder.get_ring().save(os.path.join(etc, kind + ".ring.gz"))
 
 
-main(sys.argv[1])
+main(sys.argv[1], sys.argv[2:] == ["reachable"])
