@@ -178,7 +178,7 @@ impl Simulation {
         let memory: Arc<dyn ObjectStore> = Arc::new(memory);
         let passphrase = passphrase();
         let key = plan.encrypted.then_some((&passphrase, COST));
-        log::create(&memory, plan.geometry, key, &who(), false)
+        log::create(&memory, plan.geometry, key, &who(&mut rng), false)
             .await
             .unwrap();
         let simulation = Arc::new(Simulation {
@@ -221,6 +221,7 @@ impl Simulation {
                 process.crash_at(rng.u64(1..100));
             }
             let opened = tokio::select! {
+                biased;
                 opened = self.open_once(&process, rng.fork()) => opened,
                 () = process.crashed() => continue,
             };
@@ -236,6 +237,8 @@ impl Simulation {
                     LogError::Missing { .. }
                     | LogError::Damaged { .. }
                     | LogError::Fenced(_)
+                    // A claim of one that died on the way may land late, too.
+                    | LogError::Superseded(_)
                     | LogError::NotAVolume,
                 ) if attempt < 60 => {}
                 Err(error) => panic!("it cannot be opened: {error}"),
@@ -246,7 +249,12 @@ impl Simulation {
         unreachable!()
     }
 
-    async fn open_once(&self, process: &FaultStore, rng: fastrand::Rng) -> Result<Log, LogError> {
+    async fn open_once(
+        &self,
+        process: &FaultStore,
+        mut rng: fastrand::Rng,
+    ) -> Result<Log, LogError> {
+        let who = who(&mut rng);
         let policy = Policy {
             give_up_after: Some(Duration::from_secs(120)),
             permanent: Permanent::Fail,
@@ -260,7 +268,7 @@ impl Simulation {
             Arc::new(live),
             passphrase,
             self.plan.limits,
-            who(),
+            who,
         )
         .await
     }
@@ -269,6 +277,7 @@ impl Simulation {
     async fn check_content(&self, life: &Life) {
         let read = self.read_all(&life.image);
         tokio::select! {
+            biased;
             seen = read => self.model.lock().unwrap().crashed(&seen),
             // It dies before it says anything.
             () = life.process.crashed() => {}
@@ -308,6 +317,7 @@ impl Simulation {
             }
         };
         tokio::select! {
+            biased;
             _ = timeout(Duration::from_secs(600), work) => {}
             () = zombie.process.crashed() => {}
         }
@@ -332,6 +342,7 @@ impl Simulation {
         // Some end in the middle, some with all work done and some of it dirty.
         let span = Duration::from_millis(rng.u64(1..120_000));
         tokio::select! {
+            biased;
             _ = timeout(span, all) => {}
             () = life.process.crashed() => {}
         }
@@ -517,9 +528,10 @@ fn passphrase() -> Passphrase {
     Passphrase::from_bytes("correct horse").unwrap()
 }
 
-fn who() -> Who {
+/// Of the seed: names decide in which order things are found.
+fn who(rng: &mut fastrand::Rng) -> Who {
     Who {
-        attach: AttachId::random(),
+        attach: AttachId(std::array::from_fn(|_| rng.u8(..))),
         host: "simulation".to_owned(),
         unix_seconds: 0,
     }

@@ -194,6 +194,7 @@ async fn collect(engine: &Engine, victims: &[u64]) -> Result<bool, (u64, LogErro
     };
     let mut progress = engine.progress.subscribe();
     tokio::select! {
+        biased;
         _ = progress.wait_for(|progress| progress.applied >= seq) => {}
         () = engine.until_fenced() => {}
     }

@@ -201,6 +201,7 @@ impl Engine {
         let (done, wait) = oneshot::channel();
         let _ = self.to_apply.send(item(done));
         tokio::select! {
+            biased;
             _ = wait => {}
             () = self.until_fenced() => {}
         }

@@ -570,6 +570,7 @@ impl Log {
         let last = engine.pending().next_seq - 1;
         let mut progress = engine.progress.subscribe();
         tokio::select! {
+            biased;
             _ = progress.wait_for(|progress| progress.applied >= last) => {}
             () = engine.until_fenced() => {}
         }
