@@ -254,7 +254,7 @@ everywhere! {
         };
         run(sandbox, &["setup", VOLUME, "--size", "4M", "--encrypt", "--passphrase-file", &right])
             .is_silent();
-        fails(&["--passphrase-file", &wrong], "the passphrase is wrong", "nothing was changed");
+        fails(&["--passphrase-file", &wrong], "the passphrase is wrong", "no data was changed");
         fails(&[], "there is no passphrase for it", "--passphrase-file");
         assert_eq!(segments(sandbox), BTreeMap::new());
         run(sandbox, &["setup", VOLUME, "--size", "4M", "--force"]).is_silent();
@@ -484,6 +484,39 @@ everywhere! {
         assert!(content(sandbox, VOLUME) == wanted);
         assert_eq!(sandbox.metadata("swiftnbd-client"), "");
     }
+}
+
+/// What is away at the first look of `check --repair`, and there again at the second,
+/// is not given up.
+#[test]
+fn what_is_away_for_a_while_is_not_given_up() {
+    let sandbox = &Sandbox::swift();
+    set_up(sandbox, "4M", None);
+    write(sandbox, &[(MIB, &random(1, 65536))]);
+    let before = content(sandbox, VOLUME);
+    let segments: Vec<_> = segments(sandbox).into_keys().collect();
+    let [segment] = &segments[..] else {
+        panic!("{segments:?}")
+    };
+    let body = sandbox.get(segment).unwrap();
+    sandbox.lab().delete(&sandbox.container, segment);
+    let log = path(sandbox, "repair.log");
+    let mut child = start(
+        sandbox,
+        &[
+            "check",
+            VOLUME,
+            "--repair",
+            "--log-file",
+            log.to_str().unwrap(),
+        ],
+    );
+    wait_until("the first look to end", || {
+        std::fs::read_to_string(&log).is_ok_and(|log| log.contains("looked at again"))
+    });
+    sandbox.put(segment, &body);
+    assert!(child.wait().unwrap().success());
+    assert!(content(sandbox, VOLUME) == before);
 }
 
 /// Starts a command.

@@ -215,7 +215,9 @@ The volume is locked meanwhile.
 Common mistakes:
   - To check what is attached: it is locked; detach it first.
   - To expect lost data from --repair: it gives up what cannot be read, so that
-    reading it fails at once, until it is written anew.")]
+    reading it fails at once, until it is written anew. The status is 1 then, too.
+  - To repair while one of Swift's servers is away: what only that one has looks lost.
+    Two looks, half a minute apart on Swift, must agree; start the server first anyway.")]
 pub struct Check {
     /// The volume
     #[arg(value_parser = parse_name)]

@@ -5,9 +5,9 @@
 //! deletes what it has collected.
 //!
 //! `--repair` does two things. Where the metadata does not say any more what the volume
-//! is, the volume itself is asked, before the check. What cannot be read is given up
-//! after it: from then on reading it fails at once, everything else goes on, and what
-//! is written there anew is sound.
+//! is, the volume itself is asked, before the check. What cannot be read, in two looks
+//! some time apart, is given up after it: from then on reading it fails at once,
+//! everything else goes on, and what is written there anew is sound.
 
 use std::io::Write;
 
@@ -53,10 +53,14 @@ pub fn run(config: &Config, args: &cli::Check) -> Result<()> {
             ))
             .hint("`swiftnbd download` reads and verifies every object")),
         };
-        let lost = checked.as_ref().map_or(Vec::new(), lost);
-        if args.repair && !lost.is_empty() {
+        let mut gone = checked.as_ref().map_or(Vec::new(), lost);
+        if args.repair && !gone.is_empty() {
+            checked = look_again(&volume, &claim, args, &mut signals).await;
+            gone = both(&gone, &checked.as_ref().map_or(Vec::new(), lost));
+        }
+        if args.repair && !gone.is_empty() {
             // If it cannot be closed it stays ours.
-            match give_up(&volume, &claim, &lost, &mut signals).await? {
+            match give_up(&volume, &claim, &gone, &mut signals).await? {
                 Ok(done) => repaired.push(done),
                 Err(error) => checked = Err(error),
             }
@@ -104,6 +108,44 @@ async fn look(
     };
     progress.end();
     report
+}
+
+/// Looks a second time, some time after the first: a server that is away, or behind,
+/// hides objects for a while, and what is given up does not come back.
+async fn look_again(
+    volume: &Volume,
+    claim: &Claim,
+    args: &cli::Check,
+    signals: &mut Signals,
+) -> Result<Report> {
+    let pause = claim.store().linger();
+    tracing::warn!(
+        volume = volume.name,
+        "something cannot be read; before it is given up everything is looked at again, after {} s",
+        pause.as_secs()
+    );
+    tokio::select! {
+        () = tokio::time::sleep(pause) => {}
+        () = signals.recv() => return Err(interrupted()),
+    }
+    look(volume, claim, args, signals).await
+}
+
+/// What is in both, each as [`lost`] makes it.
+fn both(first: &[(u64, u64)], second: &[(u64, u64)]) -> Vec<(u64, u64)> {
+    let mut common = Vec::new();
+    let (mut i, mut j) = (0, 0);
+    while let (Some(&(a, long)), Some(&(b, wide))) = (first.get(i), second.get(j)) {
+        let (from, to) = (a.max(b), (a + long).min(b + wide));
+        if from < to {
+            common.push((from, to - from));
+        }
+        match a + long < b + wide {
+            true => i += 1,
+            false => j += 1,
+        }
+    }
+    common
 }
 
 /// What of the device cannot be read: offsets and lengths in bytes, ascending, apart
@@ -245,6 +287,17 @@ fn json(volume: &Volume, report: &Report, repaired: &[String]) -> Result<String>
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_one_look_found_is_not_lost() {
+        let first = [(0, 8192), (20480, 4096), (40960, 8192)];
+        assert_eq!(both(&first, &[]), []);
+        assert_eq!(both(&first, &first), first);
+        assert_eq!(
+            both(&first, &[(4096, 4096), (8192, 8192), (16384, 40960)]),
+            [(4096, 4096), (20480, 4096), (40960, 8192)]
+        );
+    }
 
     #[test]
     fn what_is_lost_is_told_once() {

@@ -121,7 +121,7 @@ pub fn log(volume: &Volume, error: &LogError) -> Error {
              `swiftnbd delete {name}`"
         )),
         LogError::WrongPassphrase => Error::new(Exit::Denied, message)
-            .hint("nothing was changed; look where the passphrase came from"),
+            .hint("no data was changed; look where the passphrase came from"),
         LogError::PassphraseNeeded => Error::new(Exit::Denied, message).hint(
             "name the file of its passphrase with --passphrase-file, or with passphrase_file in \
              the configuration",

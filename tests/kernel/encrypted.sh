@@ -65,7 +65,7 @@ equal 'objects with plaintext' "$(<found)" ''
 
 : a wrong one, and none
 expect 5 swiftnbd attach vol --passphrase-file new
-contains "$err" vol 'passphrase is wrong' 'nothing was changed'
+contains "$err" vol 'passphrase is wrong' 'no data was changed'
 expect 5 swiftnbd attach vol
 contains "$err" vol 'there is no passphrase'
 equal 'lock' "$(lock_of vol)" unlocked

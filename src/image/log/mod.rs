@@ -7,6 +7,8 @@
 //! | module | what it does |
 //! |---|---|
 //! | [`format`] | every object, byte by byte |
+//! | `create` | a volume is made |
+//! | `device` | requests, in bytes; from here on everything is in blocks |
 //! | [`runs`], [`pending`] | what was written and is not in the map yet |
 //! | [`writer`] | from there to durable segments, in order |
 //! | [`applier`] | from durable segments to the map, and to roots; deletion |
@@ -35,7 +37,10 @@
 pub mod applier;
 pub mod check;
 pub mod collector;
+mod create;
 pub mod decide;
+mod device;
+mod edits;
 pub mod engine;
 pub mod error;
 pub mod format;
@@ -53,32 +58,31 @@ pub mod sweep;
 pub mod writer;
 
 use std::fmt;
-use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::{Duration, Instant, sleep, timeout};
 
 use self::applier::{Dead, Item};
 use self::collector::Recent;
+pub use self::create::{Seen, create, look};
+use self::create::{create_key, release};
+use self::device::cover;
 use self::engine::{Counters, Engine, Progress, Tasks};
 pub use self::error::LogError;
-use self::format::claim::Release;
-use self::format::keys::{self, Cost, DataKey, Passphrase};
+use self::format::keys::{Cost, DataKey, Passphrase};
 use self::format::root::Geometry;
-use self::format::seal::Cipher;
-use self::format::tables::{Era, Tables};
-use self::format::{AttachId, BLOCK, MAX_SIZE, VolumeId, names};
-use self::map::{Below, Map};
-use self::pending::{Above, Pending};
+use self::format::tables::Era;
+use self::format::{AttachId, BLOCK, VolumeId, names};
+use self::map::Map;
+use self::pending::Pending;
 use self::place::Home;
 use self::ranges::Ranges;
 use self::read::{Failure, Places, compact, references};
 use self::reader::{FrameError, Frames, ReadAhead};
-use super::{Extent, ExtentKind, Image, ImageError, LogStats, Stats};
+use super::ImageError;
 use crate::store::ObjectStore;
 
 /// The largest segment, in bytes of memory while it is open; about the size of its
@@ -193,139 +197,6 @@ pub struct Who {
     pub host: String,
     /// Now, for people.
     pub unix_seconds: u64,
-}
-
-/// What can be told about a volume without its passphrase.
-#[derive(Debug, Clone)]
-pub struct Seen {
-    /// Its id.
-    pub volume: VolumeId,
-    /// Whether it is encrypted.
-    pub encrypted: bool,
-    /// The last attachment.
-    pub claim: format::claim::Claim,
-}
-
-/// Makes a volume in a container; where `replace` is true, over an old one of this
-/// format, whose content is lost. Else it refuses if an epoch after that of an unused
-/// volume is there: metadata and listings are no proof that none is.
-pub async fn create(
-    store: &Arc<dyn ObjectStore>,
-    geometry: Geometry,
-    passphrase: Option<(&Passphrase, Cost)>,
-    who: &Who,
-    replace: bool,
-) -> Result<(), LogError> {
-    check_geometry(&geometry)?;
-    let highest = recovery::highest_epoch(&**store).await?;
-    if highest > 1 && !replace {
-        return Err(LogError::Occupied);
-    }
-    let volume = VolumeId::random();
-    let (cipher, key) = match passphrase {
-        None => (Cipher::Plain, 0),
-        Some((passphrase, cost)) => {
-            let data_key = DataKey::random();
-            let key = create_key(&**store, &data_key, passphrase, volume, 1, cost).await?;
-            (data_key.cipher(volume), key)
-        }
-    };
-    let epoch = recovery::claim(&**store, volume, highest, who).await?;
-    if epoch > 2 && !replace {
-        return Err(LogError::Occupied);
-    }
-    recovery::stop_older(&**store, volume, (epoch, who.attach)).await?;
-    let era = Era {
-        epoch,
-        attach: who.attach,
-        first_seq: 1,
-        first_k: 1,
-    };
-    let home = Home { volume, cipher };
-    let map = Arc::new(Map::new(
-        home.clone(),
-        Tables {
-            eras: vec![era],
-            ..Tables::default()
-        },
-        1,
-        0,
-    ));
-    let limits = Limits::new(0, Limits::least_dirty(), 0, None);
-    let (engine, _) = engine(
-        home,
-        geometry,
-        epoch,
-        who.attach,
-        Arc::clone(store),
-        map,
-        limits,
-        0,
-    );
-    recovery::pin(&**store, &engine, None, (0, [0; 16]), key).await?;
-    release(&**store, &engine).await
-}
-
-fn check_geometry(geometry: &Geometry) -> Result<(), LogError> {
-    let Geometry {
-        size, block_size, ..
-    } = *geometry;
-    if block_size != 512 && block_size != 4096 {
-        return Err(LogError::Geometry(format!(
-            "a block size of {block_size} is neither 512 nor 4096"
-        )));
-    }
-    if size == 0 || size > MAX_SIZE || !size.is_multiple_of(u64::from(block_size)) {
-        return Err(LogError::Geometry(format!(
-            "a size of {size} bytes is not a multiple of {block_size} between {block_size} and {MAX_SIZE}"
-        )));
-    }
-    Ok(())
-}
-
-/// Stores a wrapped key at the first free number from `first` on.
-async fn create_key(
-    store: &dyn ObjectStore,
-    data_key: &DataKey,
-    passphrase: &Passphrase,
-    volume: VolumeId,
-    first: u32,
-    cost: Cost,
-) -> Result<u32, LogError> {
-    for n in first..first.saturating_add(1000) {
-        let name = names::key(n);
-        if recovery::read(store, &name).await?.is_some() {
-            continue;
-        }
-        let body = keys::wrap(data_key, passphrase, volume, n, cost);
-        if decide::create_and_look(store, &name, &body).await? == decide::Created::Ours {
-            return Ok(n);
-        }
-    }
-    Err(LogError::Fenced(
-        "there are too many key objects".to_owned(),
-    ))
-}
-
-/// Says that this epoch ended in good order.
-async fn release(store: &dyn ObjectStore, engine: &Engine) -> Result<(), LogError> {
-    let name = names::released(engine.epoch);
-    let release = Release {
-        epoch: engine.epoch,
-        attach: engine.attach,
-    };
-    decide::create(store, &name, &release.encode(engine.home.volume, &name)).await?;
-    Ok(())
-}
-
-/// Looks at a volume without changing anything.
-pub async fn look(store: &dyn ObjectStore) -> Result<Seen, LogError> {
-    let (prelude, claim) = recovery::look(store).await?;
-    Ok(Seen {
-        volume: prelude.volume,
-        encrypted: prelude.sealed,
-        claim,
-    })
 }
 
 /// A volume of format 2, attached.
@@ -706,211 +577,6 @@ impl Log {
             }
         }
     }
-}
-
-/// The blocks that cover some bytes: the first, and the one after the last.
-fn cover(offset: u64, length: u64) -> (u64, u64) {
-    (offset / BLOCK, (offset + length).div_ceil(BLOCK))
-}
-
-/// The whole blocks within some bytes. The device's last block counts as whole if
-/// the bytes reach the device's end.
-fn within(offset: u64, length: u64, size: u64) -> Range<u64> {
-    let end = match offset + length == size {
-        true => size.div_ceil(BLOCK),
-        false => (offset + length) / BLOCK,
-    };
-    let start = offset.div_ceil(BLOCK);
-    start..end.max(start)
-}
-
-/// Cuts `head` bytes off the front and all beyond `length`.
-fn trim(pieces: Vec<Bytes>, mut head: u64, mut length: u64) -> Vec<Bytes> {
-    let mut trimmed = Vec::with_capacity(pieces.len());
-    for mut piece in pieces {
-        let cut = head.min(piece.len() as u64);
-        head -= cut;
-        let _ = piece.split_to(cut as usize);
-        piece.truncate(length.min(piece.len() as u64) as usize);
-        length -= piece.len() as u64;
-        if !piece.is_empty() {
-            trimmed.push(piece);
-        }
-    }
-    trimmed
-}
-
-#[async_trait]
-impl Image for Log {
-    fn size(&self) -> u64 {
-        self.engine.geometry.size
-    }
-
-    async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, ImageError> {
-        self.check()?;
-        let length = u64::from(length);
-        let (first, end) = cover(offset, length);
-        self.read_ahead(offset, length);
-        let pieces = self.read_blocks(first, end - first).await?;
-        let head = offset - first * BLOCK;
-        match head == 0 && length == (end - first) * BLOCK {
-            true => Ok(pieces),
-            false => Ok(trim(pieces, head, length)),
-        }
-    }
-
-    async fn write(&self, offset: u64, data: Bytes) -> Result<(), ImageError> {
-        self.check()?;
-        let (first, end) = cover(offset, data.len() as u64);
-        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
-            true => Some(self.ranges.hold(first..end).await),
-            false => None,
-        };
-        match offset.is_multiple_of(BLOCK) && (data.len() as u64).is_multiple_of(BLOCK) {
-            true => writer::write(&self.engine, first, &data).await,
-            false => self.write_edges(offset, &data).await,
-        }
-    }
-
-    async fn write_zeroes(&self, offset: u64, length: u64) -> Result<(), ImageError> {
-        self.check()?;
-        let (first, end) = cover(offset, length);
-        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
-            true => Some(self.ranges.hold(first..end).await),
-            false => None,
-        };
-        let whole = within(offset, length, self.size());
-        if whole.is_empty() {
-            return self.write_edges(offset, &vec![0; length as usize]).await;
-        }
-        let head = whole.start * BLOCK - offset;
-        if head > 0 {
-            self.write_edges(offset, &vec![0; head as usize]).await?;
-        }
-        let last = (whole.end * BLOCK).min(self.size());
-        if last < offset + length {
-            let tail = offset + length - last;
-            self.write_edges(last, &vec![0; tail as usize]).await?;
-        }
-        writer::write_zeroes(&self.engine, whole).await
-    }
-
-    async fn discard(&self, offset: u64, length: u64) -> Result<(), ImageError> {
-        self.check()?;
-        let whole = within(offset, length, self.size());
-        if whole.is_empty() {
-            return Ok(());
-        }
-        let _held = match self.engine.geometry.block_size < BLOCK as u32 {
-            true => Some(self.ranges.hold(whole.clone()).await),
-            false => None,
-        };
-        writer::write_zeroes(&self.engine, whole).await
-    }
-
-    async fn flush(&self) -> Result<(), ImageError> {
-        self.check()?;
-        writer::flush(&self.engine).await
-    }
-
-    async fn close(&self) -> Result<(), ImageError> {
-        let engine = &*self.engine;
-        engine.closing.store(true, Ordering::Release);
-        let ended = self.end().await;
-        match &ended {
-            Ok(()) => self.closed.store(true, Ordering::Release),
-            // Nothing can be saved any more.
-            Err(ImageError::Superseded(_)) => {
-                engine.tasks.abort();
-                engine.frames.close().await;
-            }
-            Err(_) => engine.closing.store(false, Ordering::Release),
-        }
-        ended
-    }
-
-    async fn extents(
-        &self,
-        offset: u64,
-        length: u64,
-        most: usize,
-    ) -> Result<Vec<Extent>, ImageError> {
-        self.check()?;
-        let (first, end) = cover(offset, length);
-        let end = end.min(first + LOOK);
-        let parts = self.engine.pending().find(first..end);
-        let mut list = Vec::new();
-        for part in parts {
-            match part.above {
-                Above::Data(_) | Above::Frame { .. } => {
-                    Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Data)
-                }
-                Above::Zeros => Extent::append(&mut list, part.blocks * BLOCK, ExtentKind::Hole),
-                Above::Nothing => {
-                    let found = self
-                        .engine
-                        .map
-                        .lookup(&*self.engine.store, part.start, part.blocks)
-                        .await?;
-                    for below in found {
-                        match below {
-                            Below::Hole { blocks, .. } => {
-                                Extent::append(&mut list, blocks * BLOCK, ExtentKind::Hole)
-                            }
-                            Below::There { entry, .. } => {
-                                Extent::append(&mut list, entry.blocks() * BLOCK, ExtentKind::Data)
-                            }
-                        }
-                    }
-                }
-            }
-            if list.len() > most {
-                break;
-            }
-        }
-        list.truncate(most);
-        Ok(clip(list, offset - first * BLOCK, length))
-    }
-
-    fn stats(&self) -> Stats {
-        let engine = &*self.engine;
-        let durable = engine.progress.borrow().durable;
-        let (held, since) = engine.pending().held(durable);
-        let (live, stored, segments) = engine
-            .map
-            .space(|space| (space.live_bytes(), space.stored_bytes(), space.segments()));
-        let (maps, map_bytes) = engine.map.objects();
-        let log = LogStats {
-            epoch: engine.epoch,
-            root: engine.progress.borrow().root,
-            encrypted: self.data_key.is_some(),
-            live_bytes: live,
-            stored_bytes: stored + map_bytes,
-            segments: segments as u64,
-            map_objects: maps.len() as u64,
-            seconds_behind: since.map_or(0, |since| since.elapsed().as_secs()),
-            collected_bytes: engine.counters.collected.load(Ordering::Relaxed),
-            deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
-        };
-        Stats {
-            dirty_bytes: held,
-            cached_bytes: engine.frames.cached_bytes() + engine.map.memory(),
-            log: Some(log),
-        }
-    }
-}
-
-/// Cuts `head` bytes off the front of the first extent and all beyond `length`.
-fn clip(list: Vec<Extent>, mut head: u64, mut length: u64) -> Vec<Extent> {
-    let mut clipped = Vec::with_capacity(list.len());
-    for extent in list {
-        let cut = head.min(extent.length);
-        head -= cut;
-        let rest = (extent.length - cut).min(length);
-        length -= rest;
-        Extent::append(&mut clipped, rest, extent.kind);
-    }
-    clipped
 }
 
 impl From<FrameError> for LogError {

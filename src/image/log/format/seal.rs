@@ -11,7 +11,7 @@
 //!
 //! | what a reader meets | then |
 //! |---|---|
-//! | a plain object in an encrypted volume, or the other way | refused: [`Damage::Seal`]. Nobody without the key can make an object of an encrypted volume |
+//! | a plain object in an encrypted volume, or the other way | refused: [`Damage::Seal`]. Nobody without the key can make a segment, a map object or a root of an encrypted volume; claims, keys and stops are plain ([the format](super)) |
 //! | a box that was moved, or changed in any bit, the prelude's included | refused: [`Damage::Checksum`] or [`Damage::Seal`] |
 //! | an object's clear number (a root's key, a header's length) that was changed | the box does not open |
 
