@@ -9,6 +9,7 @@
 
 mod support;
 
+use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -17,9 +18,10 @@ use bytes::{Bytes, BytesMut};
 use support::fault::{FaultStore, Faults, LIFETIME};
 use support::model::{SECTOR, sector, tags};
 use support::prefix::{Prefix, Tag};
-use swiftnbd::image::log::format::AttachId;
+use swiftnbd::image::log::format::claim::Claim;
 use swiftnbd::image::log::format::keys::{Cost, Passphrase};
 use swiftnbd::image::log::format::root::{Compression, Geometry};
+use swiftnbd::image::log::format::{AttachId, names};
 use swiftnbd::image::log::{self, Limits, Log, LogError, Pace, Who};
 use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::memory::MemoryService;
@@ -156,6 +158,10 @@ impl Plan {
 struct Simulation {
     plan: Plan,
     store: FaultStore,
+    /// What the store holds, without its faults.
+    truth: Arc<dyn ObjectStore>,
+    /// All who tried to attach.
+    attached: Mutex<HashMap<AttachId, FaultStore>>,
     model: Mutex<Prefix>,
     next_tag: Mutex<Tag>,
 }
@@ -183,6 +189,8 @@ impl Simulation {
             .unwrap();
         let simulation = Arc::new(Simulation {
             plan,
+            truth: Arc::clone(&memory),
+            attached: Mutex::default(),
             store: FaultStore::new(memory, plan.faults, rng.u64(..)),
             model: Mutex::new(Prefix::new(plan.sectors())),
             next_tag: Mutex::new(1),
@@ -255,6 +263,8 @@ impl Simulation {
         mut rng: fastrand::Rng,
     ) -> Result<Log, LogError> {
         let who = who(&mut rng);
+        let known = (who.attach, process.clone());
+        self.attached.lock().unwrap().extend([known]);
         let policy = Policy {
             give_up_after: Some(Duration::from_secs(120)),
             permanent: Permanent::Fail,
@@ -278,13 +288,30 @@ impl Simulation {
         let read = self.read_all(&life.image);
         tokio::select! {
             biased;
-            seen = read => self.model.lock().unwrap().crashed(&seen),
+            seen = read => match seen {
+                Some(seen) => self.model.lock().unwrap().crashed(&seen),
+                None => life.process.crash(),
+            },
             // It dies before it says anything.
             () = life.process.crashed() => {}
         }
     }
 
-    async fn read_all(&self, image: &Log) -> Vec<Tag> {
+    /// Whether the volume is lost for the one who opened it, to a claim that landed late:
+    /// its sender died.
+    async fn is_lost(&self, image: &Log) -> bool {
+        let name = names::epoch(image.epoch() + 1);
+        let Ok(body) = self.truth.get(&name).await else {
+            return false;
+        };
+        let (_, claim) = Claim::decode(&name, &body).unwrap();
+        let sender = self.attached.lock().unwrap().get(&claim.attach).cloned();
+        let died = async { sender.expect("somebody attached").crashed().await };
+        timeout(Duration::ZERO, died).await.is_ok()
+    }
+
+    /// Its content; `None`: it is lost.
+    async fn read_all(&self, image: &Log) -> Option<Vec<Tag>> {
         let mut seen = Vec::with_capacity(self.plan.sectors());
         let size = self.plan.geometry.size;
         for offset in (0..size).step_by(4096) {
@@ -293,6 +320,7 @@ impl Simulation {
             seen.extend(loop {
                 match image.read(offset, length).await {
                     Ok(pieces) => break tags(&pieces.concat()),
+                    Err(ImageError::Superseded(_)) if self.is_lost(image).await => return None,
                     Err(error) => {
                         tries += 1;
                         let patient = self.plan.give_up_after.is_none();
@@ -301,7 +329,7 @@ impl Simulation {
                 }
             });
         }
-        seen
+        Some(seen)
     }
 
     /// An older writer goes on, with tags that nobody may ever read.
@@ -382,6 +410,9 @@ impl Simulation {
                 }
             };
             if let Err(error) = result {
+                if matches!(error, ImageError::Superseded(_)) && self.is_lost(image).await {
+                    return;
+                }
                 let expected = self.plan.give_up_after.is_some();
                 assert!(
                     expected,
@@ -474,32 +505,44 @@ impl Simulation {
 
     /// The store is well again: everything that was answered must get there, a flush
     /// that failed before included.
-    async fn end_well(self: &Arc<Self>, zombie: Option<Arc<Life>>, rng: &mut fastrand::Rng) {
+    async fn end_well(self: &Arc<Self>, mut zombie: Option<Arc<Life>>, rng: &mut fastrand::Rng) {
         let life = loop {
+            self.store.set_faults(self.plan.faults);
             let life = self.open(rng).await;
             self.check_content(&life).await;
             life.process.crash_at(u64::MAX / 2);
-            match timeout(Duration::ZERO, life.process.crashed()).await {
-                Ok(()) => continue,
-                Err(_) => break life,
+            if timeout(Duration::ZERO, life.process.crashed())
+                .await
+                .is_ok()
+            {
+                continue;
+            }
+            self.haunt(zombie.take(), rng).await;
+            self.work(&life.image, 0, self.plan.unit(), rng.fork())
+                .await;
+            self.store.set_faults(Faults::default());
+            // What dead senders have on their way lands, or never does.
+            sleep(2 * LIFETIME).await;
+            let mut tries = 0;
+            while self.flush(&life.image).await.is_err() && !self.is_lost(&life.image).await {
+                tries += 1;
+                assert!(tries < 200, "the store is well and a flush still fails");
+                sleep(Duration::from_secs(1)).await;
+            }
+            match self.is_lost(&life.image).await {
+                true => life.process.crash(),
+                false => break life,
             }
         };
-        self.haunt(zombie, rng).await;
-        self.work(&life.image, 0, self.plan.unit(), rng.fork())
-            .await;
-        self.store.set_faults(Faults::default());
-        let mut tries = 0;
-        while self.flush(&life.image).await.is_err() {
-            tries += 1;
-            assert!(tries < 200, "the store is well and a flush still fails");
-            sleep(Duration::from_secs(1)).await;
-        }
         assert_eq!(
             life.image.stats().log.unwrap().seconds_behind,
             0,
             "behind after a flush"
         );
-        let before = self.read_all(&life.image).await;
+        let before = self
+            .read_all(&life.image)
+            .await
+            .expect("nobody else is there");
         let mut closed = life.image.close().await;
         for _ in 0..100 {
             if closed.is_ok() {
@@ -516,8 +559,8 @@ impl Simulation {
             .await
             .expect("opens when all is well");
         assert_eq!(
-            self.read_all(&image).await,
-            before,
+            self.read_all(&image).await.as_ref(),
+            Some(&before),
             "closed and opened, it reads differently"
         );
         self.model.lock().unwrap().crashed(&before);
