@@ -172,6 +172,10 @@ pub struct Attach {
     /// Allow no writes
     #[arg(long)]
     pub read_only: bool,
+    /// Take it from a holder that may be alive: what that one was not told to be
+    /// stored is lost
+    #[arg(long)]
+    pub takeover: bool,
     /// Stay in the foreground
     #[arg(short, long)]
     pub foreground: bool,

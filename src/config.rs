@@ -43,6 +43,9 @@ pub use values::{NbdDevice, format_size, parse_device, parse_duration, parse_nam
 /// Where the files are when the command line names none.
 const ETC_DIR: &str = "/etc/swiftnbd";
 
+/// Long enough for requests that are repeated, short enough for whoever waits for it.
+const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+
 /// Clean data kept in memory, in bytes, unless the volume says otherwise; the
 /// original's own limit.
 const DEFAULT_CACHE: u64 = 64 << 20;
@@ -137,6 +140,8 @@ pub struct Volume {
     pub passphrase: Option<Passphrase>,
     /// How long a request waits for a failing store; `None`: for ever.
     pub io_timeout: Option<Duration>,
+    /// How long it stays ours when nothing is heard of us: 3 s to 1 h, whole seconds.
+    pub lease: Duration,
     /// What keeps its bytes.
     pub backend: Backend,
     /// Where all this was read.
@@ -300,6 +305,7 @@ impl Config {
             map: settings.map.unwrap_or(DEFAULT_MAP),
             passphrase: settings.passphrase_file.clone().map(Passphrase::File),
             io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
+            lease: settings.lease.unwrap_or(DEFAULT_LEASE),
             backend,
             sources: Arc::clone(&self.sources),
         })

@@ -28,7 +28,6 @@ use command::{ANY, Outcome, Sandbox, VOLUME, command, everywhere, finish, publis
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use swiftnbd::image::Image;
-use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::{Limits, Log, Who};
 use swiftnbd::store::ObjectStore;
 use swiftnbd::store::dir::DirStore;
@@ -738,11 +737,7 @@ fn taken_over_by_somebody_else() {
     let store = sandbox.files.path().join("store");
     let store = DirStore::new(&store, &sandbox.container, 64 << 20).unwrap();
     let store: Arc<dyn ObjectStore> = Arc::new(store);
-    let who = Who {
-        attach: AttachId::random(),
-        host: "elsewhere".to_owned(),
-        unix_seconds: 0,
-    };
+    let who = Who::new("elsewhere", 0);
     let limits = Limits::new(1 << 20, 8 << 20, 1 << 20, None);
     let other = Log::open(Arc::clone(&store), store, None, limits, who);
     let other = runtime.block_on(other).unwrap();

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swiftnbd::image::log::format::names;
+use swiftnbd::image::log::format::names::Name;
 use swiftnbd::image::log::format::root::{Compression, Geometry};
-use swiftnbd::image::log::format::{AttachId, names::Name};
 use swiftnbd::image::log::{self, Limits, Log, Who};
 use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::memory::MemoryService;
@@ -32,11 +32,7 @@ async fn volume() -> Arc<dyn ObjectStore> {
 }
 
 fn who(host: &str) -> Who {
-    Who {
-        attach: AttachId::random(),
-        host: host.to_owned(),
-        unix_seconds: 0,
-    }
+    Who::new(host, 0)
 }
 
 fn limits() -> Limits {

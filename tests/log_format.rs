@@ -9,7 +9,7 @@ mod objects2;
 use bytes::Bytes;
 use objects2::*;
 use proptest::prelude::*;
-use swiftnbd::image::log::format::claim::{self, Claim, MAX_HOST, Release, Stop};
+use swiftnbd::image::log::format::claim::{self, Claim, MAX_HOST, Release, Renewal, Stop};
 use swiftnbd::image::log::format::entry::Entry;
 use swiftnbd::image::log::format::keys::{
     self, Cost, DataKey, KeyError, Passphrase, PassphraseError,
@@ -88,7 +88,7 @@ fn names_are_exact() {
 }
 
 #[test]
-fn claims_stops_and_releases_come_back() {
+fn claims_renewals_stops_and_releases_come_back() {
     for host in ["", "host.example", &"h".repeat(MAX_HOST)] {
         let claim = Claim {
             epoch: 9,
@@ -96,6 +96,7 @@ fn claims_stops_and_releases_come_back() {
             host: host.to_owned(),
             unix_seconds: 1 << 40,
             flags: 1,
+            lease: [None, Some(0), Some(30)][host.len() % 3],
         };
         let name = names::epoch(9);
         let body = claim.encode(VOLUME, &name);
@@ -118,6 +119,15 @@ fn claims_stops_and_releases_come_back() {
     let name = names::released(9);
     let body = release.encode(VOLUME, &name);
     assert_eq!(Release::decode(&name, &body), Ok((VOLUME, release)));
+    let renewal = Renewal {
+        epoch: 9,
+        attach: ATTACH,
+        count: 1 << 40,
+    };
+    let name = names::lease(9);
+    let body = renewal.encode(VOLUME, &name);
+    assert_eq!(Renewal::decode(&name, &body), Ok((VOLUME, renewal)));
+    assert!(Renewal::decode(&names::lease(8), &body).is_err());
 }
 
 #[test]
@@ -129,6 +139,7 @@ fn a_long_host_is_cut_between_letters() {
         host,
         unix_seconds: 0,
         flags: 0,
+        lease: None,
     };
     let body = claim.encode(VOLUME, &names::epoch(1));
     let (_, found) = Claim::decode(&names::epoch(1), &body).unwrap();
@@ -143,6 +154,7 @@ fn a_claim_of_another_epoch_than_its_name_is_refused() {
         host: String::new(),
         unix_seconds: 0,
         flags: 0,
+        lease: None,
     };
     let body = claim.encode(VOLUME, &names::epoch(2));
     assert!(matches!(
@@ -158,14 +170,15 @@ fn what_a_later_version_may_mean_is_unknown() {
         attach: ATTACH,
         host: String::new(),
         unix_seconds: 0,
-        flags: 2,
+        flags: 4,
+        lease: None,
     };
     let body = claim.encode(VOLUME, &names::epoch(1));
     assert!(matches!(
         Claim::decode(&names::epoch(1), &body),
         Err(Damage::Unknown(_))
     ));
-    for (at, value) in [(8, 8), (8, 0), (9, 1), (9, 3), (10, 2), (11, 0x80)] {
+    for (at, value) in [(8, 9), (8, 0), (9, 1), (9, 3), (10, 2), (11, 0x80)] {
         let mut body = body.to_vec();
         body[at] = value;
         let damage = claim::kind(&body.into()).unwrap_err();

@@ -14,7 +14,7 @@ use objects2::*;
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::Index;
-use swiftnbd::image::log::format::claim::{Claim, Release, Stop};
+use swiftnbd::image::log::format::claim::{Claim, Release, Renewal, Stop};
 use swiftnbd::image::log::format::entry::Entry;
 use swiftnbd::image::log::format::keys::{self, DataKey, KeyError};
 use swiftnbd::image::log::format::names;
@@ -85,10 +85,21 @@ fn unsealed(what: &str, volume: VolumeId, items: &mut Vec<Item>) {
             host: "host".to_owned(),
             unix_seconds: 1_700_000_000,
             flags: 0,
+            lease: (e == 6).then_some(30),
         };
         let bytes = claim.encode(volume, &name);
         items.push(item(format!("{what} {name}"), bytes, move |bytes| {
             of(volume, Claim::decode(&name, bytes))
+        }));
+        let name = names::lease(e);
+        let renewal = Renewal {
+            epoch: e,
+            attach,
+            count: 7,
+        };
+        let bytes = renewal.encode(volume, &name);
+        items.push(item(format!("{what} {name}"), bytes, move |bytes| {
+            of(volume, Renewal::decode(&name, bytes))
         }));
         let name = names::released(e);
         let bytes = Release { epoch: e, attach }.encode(volume, &name);

@@ -224,16 +224,19 @@ fn payloads() -> impl Strategy<Value = (u8, Vec<u8>)> {
             let body = root.encode(VOLUME, &Cipher::Plain, &names::root(5, 1));
             (4, payload(&body[32..]))
         }),
-        (".{0,80}", any::<u64>(), 0u64..2).prop_map(move |(host, unix_seconds, flags)| {
-            let claim = Claim {
-                epoch: 5,
-                attach: ATTACH,
-                host,
-                unix_seconds,
-                flags,
-            };
-            (5, payload(&claim.encode(VOLUME, &names::epoch(5))[32..]))
-        }),
+        ((".{0,80}", any::<u64>()), (0u64..2, any::<Option<u32>>()),).prop_map(
+            move |((host, unix_seconds), (flags, lease))| {
+                let claim = Claim {
+                    epoch: 5,
+                    attach: ATTACH,
+                    host,
+                    unix_seconds,
+                    flags,
+                    lease,
+                };
+                (5, payload(&claim.encode(VOLUME, &names::epoch(5))[32..]))
+            }
+        ),
         Just((6, {
             let stop = Stop {
                 epoch: 5,

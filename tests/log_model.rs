@@ -12,7 +12,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use support::model::{SECTOR, Tag, sector, tags};
-use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::format::keys::{Cost, Passphrase};
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::{self, Limits, Log, Pace, Who};
@@ -361,11 +360,7 @@ fn passphrase() -> Passphrase {
 }
 
 fn who() -> Who {
-    Who {
-        attach: AttachId::random(),
-        host: "model".to_owned(),
-        unix_seconds: 0,
-    }
+    Who::new("model", 0)
 }
 
 /// Far more pages than the map may keep, each with much in it: they are dropped and

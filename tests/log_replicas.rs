@@ -22,7 +22,6 @@ use support::model::{SECTOR, sector, tags};
 use support::prefix::{Prefix, Tag};
 use swiftnbd::credentials::Credentials;
 use swiftnbd::image::Image;
-use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::{self, Limits, Log, Who};
 use swiftnbd::store::ObjectStore;
@@ -96,11 +95,7 @@ fn store(proxy: &str, container: &str) -> Retry {
 }
 
 fn who() -> Who {
-    Who {
-        attach: AttachId::random(),
-        host: "replicas".to_owned(),
-        unix_seconds: 0,
-    }
+    Who::new("replicas", 0)
 }
 
 async fn open(proxy: &str, container: &str) -> Log {

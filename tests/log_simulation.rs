@@ -11,6 +11,7 @@ mod support;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -22,6 +23,7 @@ use swiftnbd::image::log::format::claim::Claim;
 use swiftnbd::image::log::format::keys::{Cost, Passphrase};
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::format::{AttachId, names};
+use swiftnbd::image::log::lease::{Clock, Terms};
 use swiftnbd::image::log::{self, Limits, Log, LogError, Pace, Who};
 use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::memory::MemoryService;
@@ -101,6 +103,8 @@ struct Plan {
     faults: Faults,
     give_up_after: Option<Duration>,
     lives: usize,
+    /// Others attach while somebody has the volume.
+    rivals: bool,
 }
 
 impl Plan {
@@ -125,6 +129,11 @@ impl Plan {
             faults.corrupt = 0;
             faults.rotten = faults.rotten.min(2);
         }
+        let rivals = rng.u8(0..3) == 0;
+        if rivals {
+            // What the lease assumes: what was stored is found.
+            faults.false_absence = 0;
+        }
         let mut limits = Limits::new(rng.u64(0..64) * 4096, 1 << 20, 1 << 20, give_up_after);
         limits.pace = Pace {
             segment: 4096 * rng.u64(2..24),
@@ -141,6 +150,7 @@ impl Plan {
             faults,
             give_up_after,
             lives: rng.usize(1..5),
+            rivals,
         }
     }
 
@@ -160,6 +170,8 @@ struct Simulation {
     store: FaultStore,
     /// What the store holds, without its faults.
     truth: Arc<dyn ObjectStore>,
+    /// Somebody else is about to attach.
+    contested: AtomicBool,
     /// All who tried to attach.
     attached: Mutex<HashMap<AttachId, FaultStore>>,
     model: Mutex<Prefix>,
@@ -190,6 +202,7 @@ impl Simulation {
         let simulation = Arc::new(Simulation {
             plan,
             truth: Arc::clone(&memory),
+            contested: AtomicBool::new(false),
             attached: Mutex::default(),
             store: FaultStore::new(memory, plan.faults, rng.u64(..)),
             model: Mutex::new(Prefix::new(plan.sectors())),
@@ -200,6 +213,13 @@ impl Simulation {
             let life = Arc::new(simulation.open(&mut rng).await);
             simulation.check_content(&life).await;
             simulation.haunt(zombie.take(), &mut rng).await;
+            if plan.rivals && rng.bool() {
+                let taken = simulation.be_taken_over(&life, &mut rng).await;
+                simulation.check_content(&taken).await;
+                simulation.haunt(Some(life), &mut rng).await;
+                taken.process.crash();
+                continue;
+            }
             simulation.live(&life, &mut rng).await;
             if rng.u8(0..3) == 0 {
                 // Partitioned, not dead: it goes on when another has the volume.
@@ -297,13 +317,40 @@ impl Simulation {
         }
     }
 
-    /// Whether the volume is lost for the one who opened it, to a claim that landed late:
-    /// its sender died.
+    /// Somebody takes the volume over from one who is alive and at work: until the last
+    /// moment, what that one was answered as durable is there afterwards.
+    async fn be_taken_over(self: &Arc<Self>, life: &Arc<Life>, rng: &mut fastrand::Rng) -> Life {
+        let (mut work, mut patience) = (rng.fork(), rng.fork());
+        let working = async {
+            loop {
+                self.live(life, &mut work).await;
+                sleep(Duration::from_millis(work.u64(1..2000))).await;
+            }
+        };
+        let taking = async {
+            sleep(Duration::from_millis(patience.u64(1..60_000))).await;
+            self.contested.store(true, Ordering::SeqCst);
+            let taken = self.open(rng).await;
+            self.contested.store(false, Ordering::SeqCst);
+            taken
+        };
+        tokio::select! {
+            biased;
+            taken = taking => taken,
+            () = working => unreachable!(),
+        }
+    }
+
+    /// Whether the volume is lost for the one who opened it: to somebody who takes it
+    /// over, or to a claim that landed late: its sender died.
     async fn is_lost(&self, image: &Log) -> bool {
         let name = names::epoch(image.epoch() + 1);
         let Ok(body) = self.truth.get(&name).await else {
             return false;
         };
+        if self.contested.load(Ordering::SeqCst) {
+            return true;
+        }
         let (_, claim) = Claim::decode(&name, &body).unwrap();
         let sender = self.attached.lock().unwrap().get(&claim.attach).cloned();
         let died = async { sender.expect("somebody attached").crashed().await };
@@ -340,8 +387,13 @@ impl Simulation {
                 let tag = 1 << 60 | rng.u64(..1 << 40);
                 let sectors = self.plan.sectors() / self.plan.unit() * self.plan.unit();
                 let data: BytesMut = (0..sectors).flat_map(|_| sector(tag)).collect();
-                let _ = zombie.image.write(0, data.freeze()).await;
-                let _ = zombie.image.flush().await;
+                let written = zombie.image.write(0, data.freeze()).await;
+                let flushed = zombie.image.flush().await;
+                // What the lease assumes must hold for it to promise anything.
+                assert!(
+                    !self.plan.rivals || written.is_err() || flushed.is_err(),
+                    "a flush is answered after somebody else has the volume"
+                );
             }
         };
         tokio::select! {
@@ -575,8 +627,43 @@ fn passphrase() -> Passphrase {
 fn who(rng: &mut fastrand::Rng) -> Who {
     Who {
         attach: AttachId(std::array::from_fn(|_| rng.u8(..))),
-        host: "simulation".to_owned(),
-        unix_seconds: 0,
+        terms: Terms::new(rng.u32(3..60)),
+        clock: Arc::new(Wrong::new(rng)),
+        ..Who::new("simulation", 0)
+    }
+}
+
+/// A machine's clock: it runs by up to three parts of a hundred too fast or too slow, and
+/// sometimes the machine is a virtual one that stands still for a while, and its clock
+/// with it.
+#[derive(Debug)]
+struct Wrong {
+    started: Instant,
+    rate: f64,
+    /// From when on, and for how long.
+    pause: (Duration, Duration),
+}
+
+impl Wrong {
+    fn new(rng: &mut fastrand::Rng) -> Wrong {
+        let pause = match rng.u8(0..3) {
+            0 => Duration::from_millis(rng.u64(1..200_000)),
+            _ => Duration::ZERO,
+        };
+        Wrong {
+            started: Instant::now(),
+            rate: 0.97 + 0.06 * rng.f64(),
+            pause: (Duration::from_millis(rng.u64(0..120_000)), pause),
+        }
+    }
+}
+
+impl Clock for Wrong {
+    fn now(&self) -> Duration {
+        let (from, length) = self.pause;
+        let true_time = self.started.elapsed();
+        let missed = true_time.saturating_sub(from).min(length);
+        Duration::from_secs(1000) + (true_time - missed).mul_f64(self.rate)
     }
 }
 

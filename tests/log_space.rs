@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use swiftnbd::image::Image;
-use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::{self, Limits, Log, Who, check};
 use swiftnbd::store::ObjectStore;
@@ -28,11 +27,7 @@ struct Volume {
 }
 
 fn who() -> Who {
-    Who {
-        attach: AttachId::random(),
-        host: "space".to_owned(),
-        unix_seconds: 0,
-    }
+    Who::new("space", 0)
 }
 
 impl Volume {

@@ -25,6 +25,8 @@ pub(super) struct VolumeSettings {
     pub map: Option<u64>,
     /// Zero: wait for ever.
     pub io_timeout: Option<Duration>,
+    /// Whole seconds, within its bounds.
+    pub lease: Option<Duration>,
     pub store: Option<PathBuf>,
     pub passphrase_file: Option<PathBuf>,
     pub login: Login,

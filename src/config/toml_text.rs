@@ -7,6 +7,9 @@
 //! a password; messages here are made of its description and the line's number
 //! alone.
 
+use std::ops::RangeInclusive;
+use std::time::Duration;
+
 use toml::Spanned;
 use toml::de::{DeString, DeTable, DeValue};
 
@@ -22,7 +25,7 @@ use crate::error::{Error, Result};
 const SECTIONS: [&str; 2] = ["swift", "volumes"];
 
 /// The keys of `[volumes.NAME]` besides those of `[swift]`.
-const VOLUME_KEYS: [&str; 11] = [
+const VOLUME_KEYS: [&str; 12] = [
     "container",
     "device",
     "attach_at_boot",
@@ -31,6 +34,7 @@ const VOLUME_KEYS: [&str; 11] = [
     "dirty",
     "map",
     "io_timeout",
+    "lease",
     "flush",
     "store",
     "passphrase_file",
@@ -40,6 +44,10 @@ const VOLUME_KEYS: [&str; 11] = [
 /// again at once; above, the unit is certainly a mistake.
 const MIN_MEMORY: u64 = 1 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
+
+/// Bounds of `lease`: below, requests and their repetition take a good part of it; and
+/// whoever takes a volume over waits that long.
+const LEASE: RangeInclusive<Duration> = Duration::from_secs(3)..=Duration::from_secs(3600);
 
 /// Reads the whole file.
 pub(super) fn parse(source: Source<'_>) -> Result<Settings> {
@@ -122,6 +130,14 @@ fn volume_key(settings: &mut VolumeSettings, entry: &Entry<'_>) -> Result<()> {
         "map" => settings.map = Some(entry.memory()?),
         "io_timeout" => {
             settings.io_timeout = Some(entry.parsed_number("a time: \"30s\"", parse_duration)?)
+        }
+        "lease" => {
+            let lease = entry.parsed_number("a time: \"30s\"", parse_duration)?;
+            if !LEASE.contains(&lease) || lease.subsec_nanos() != 0 {
+                let why = "a lease is 3 to 3600 seconds, without a fraction";
+                return Err(entry.wrong(why));
+            }
+            settings.lease = Some(lease);
         }
         "flush" => entry.flush()?,
         "store" => settings.store = Some(entry.parsed("a store: \"dir:PATH\"", parse_store)?),

@@ -135,8 +135,13 @@ fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
     if let Some(device) = args.device {
         words.push(device.path().into());
     }
-    if args.read_only {
-        words.push("--read-only".into());
+    for (option, given) in [
+        ("--read-only", args.read_only),
+        ("--takeover", args.takeover),
+    ] {
+        if given {
+            words.push(option.into());
+        }
     }
     let files = [("--config", &global.config), ("--secrets", &global.secrets)];
     for (option, path) in files.into_iter().chain([("--log-file", &global.log_file)]) {

@@ -174,7 +174,7 @@ async fn give_up(
     lost: &[(u64, u64)],
     signals: &mut Signals,
 ) -> Result<Result<String>> {
-    let log = match open::log(volume, claim.container(), &claim.store()).await {
+    let log = match claim.open(volume).await {
         Ok(log) => log,
         Err(error) => return Ok(Err(error)),
     };
@@ -204,11 +204,9 @@ async fn mend_metadata(
         }
     }
     let client = meta::client(store).await;
-    if let Some(client) = client.map_err(|error| explain::store(volume, &error))? {
-        return Err(explain::meta(volume, &MetaError::Locked(client)));
-    }
-    let container = place.container();
-    let log = match open::log(volume, container, &container.diligent).await {
+    let client = client.map_err(|error| explain::store(volume, &error))?;
+    place.may_claim(client.as_ref()).await?;
+    let log = match place.open(volume).await {
         Ok(log) => log,
         // The metadata is right: there is nothing.
         Err(error) if error.exit == Exit::NotFound => return Ok(None),

@@ -15,7 +15,7 @@ use super::transfer::Pace;
 use super::transfer::claim::{Claim, Place, Verb};
 use super::transfer::copy::{self, Content, Copy};
 use super::transfer::progress::Progress;
-use super::{daemon, explain, open, passphrase};
+use super::{daemon, explain, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume};
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ async fn convert(
     passphrase::ask_if_needed(new, place.container()).await?;
     let claim = place.claim(Verb::Make, &old.container, false).await?;
     let store = Arc::clone(&claim.container().impatient);
-    let log = match open::log(new, claim.container(), &claim.store()).await {
+    let log = match claim.open(new).await {
         Ok(log) => Arc::new(log),
         Err(error) => return claim.release(signals).await.and(Err(error)),
     };

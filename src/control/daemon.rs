@@ -153,7 +153,13 @@ fn attach_and_serve(
     }
     let guardian = Guardian::start()?;
     let runtime = runtime()?;
-    let result = runtime.block_on(attach(&volume, &wanted, guardian, reporter, reported));
+    let result = runtime.block_on(attach(
+        (&volume, args.takeover),
+        &wanted,
+        guardian,
+        reporter,
+        reported,
+    ));
     // Whatever still runs (a fetch nobody waits for) must not delay the end.
     runtime.shutdown_timeout(Duration::from_millis(100));
     result
@@ -179,7 +185,7 @@ enum Wanted {
 }
 
 async fn attach(
-    volume: &Volume,
+    (volume, takeover): (&Volume, bool),
     wanted: &Wanted,
     mut guardian: Guardian,
     reporter: &Reporter,
@@ -187,7 +193,7 @@ async fn attach(
 ) -> Result<()> {
     service::begin();
     let mut signals = Signals::listen()?;
-    let lease = Lease::take(volume).await?;
+    let lease = Lease::take(volume, takeover).await?;
     let started = async {
         let device = lease
             .open(|text| reporter.notice(text), &mut signals)

@@ -13,16 +13,16 @@ use tokio::time::sleep;
 
 use super::daemon;
 use super::explain;
-use super::registry::since_epoch;
+use super::registry::{VolumeLock, since_epoch};
 use super::signals::Signals;
 use super::transfer::progress::Progress;
 use super::transfer::{Pace, in_parallel, interrupted};
-use super::{container, volumes};
+use super::{container, standing, volumes};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Result};
 use crate::image::log::format::names::Name;
-use crate::image::meta::{self, Holder, MetaError, doom};
+use crate::image::meta::{self, Format, Holder, MetaError, doom};
 use crate::image::objects::layout;
 use crate::store::{ErrorKind, ObjectStore};
 
@@ -46,18 +46,18 @@ pub fn run(config: &Config, args: &cli::Delete) -> Result<()> {
         );
         return Err(Error::usage(text).hint("--yes deletes it without asking"));
     }
-    let _machine = volumes::keep_from_this_machine(&volume)?;
+    let machine = volumes::keep_from_this_machine(&volume)?;
     let store = container(&volume)?.diligent;
     let runtime = daemon::runtime()?;
-    let what = runtime.block_on(describe(&*store, &volume))?;
+    let what = runtime.block_on(describe(&*store, &volume, machine.as_ref()))?;
     if !args.yes {
         ask(&volume, &what)?;
     }
     runtime.block_on(async {
         let mut signals = Signals::listen()?;
         let deleter = Holder::deleter(since_epoch());
-        let begun = unless_told(&mut signals, doom::begin(&*store, &deleter)).await?;
-        begun.map_err(|error| explain::meta(&volume, &error))?;
+        let dooming = doom(&*store, &volume, &deleter, machine.as_ref());
+        unless_told(&mut signals, dooming).await??;
         delete(&store, &volume, &mut signals).await
     })
 }
@@ -70,13 +70,55 @@ async fn unless_told<T>(signals: &mut Signals, work: impl Future<Output = T>) ->
     }
 }
 
+/// Marks the volume, so that nobody uses it any more. Whoever claims one of format 2
+/// looks for the mark afterwards, and here the claim is looked for after the mark is
+/// there: so one of the two sees the other.
+async fn doom(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    deleter: &Holder,
+    machine: Option<&VolumeLock>,
+) -> Result<()> {
+    let client = meta::client(store).await;
+    let client = client.map_err(|error| explain::store(volume, &error))?;
+    let explained = |error| explain::meta(volume, &error);
+    let is_log = matches!(meta::read(store).await, Ok(there) if there.format.number() == 2);
+    if let Some(dead) = client.filter(|client| is_log && client.is_daemon()) {
+        let released = meta::release(store, &dead, false).await;
+        released.map_err(explained)?;
+    }
+    doom::begin(store, deleter).await.map_err(explained)?;
+    if is_log {
+        let held = standing::may_claim(store, volume, None, machine, false).await;
+        if let Err(error) = held {
+            let withdrawn = doom::withdraw(store).await;
+            withdrawn.map_err(|error| explain::store(volume, &error))?;
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// What a person should know of a volume that can be deleted.
-async fn describe(store: &dyn ObjectStore, volume: &Volume) -> Result<String> {
+async fn describe(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    machine: Option<&VolumeLock>,
+) -> Result<String> {
     match meta::read(store).await {
-        Ok(there) => match there.client {
-            Some(client) => Err(explain::meta(volume, &MetaError::Locked(client))),
-            None => Ok(format!("all its {}", format_size(there.format.size()))),
-        },
+        Ok(there) => {
+            let client = there.client.as_ref();
+            match (there.format, client) {
+                (Format::Log { .. }, _) => {
+                    standing::may_claim(store, volume, client, machine, false).await?;
+                }
+                (Format::Objects(_), Some(client)) => {
+                    return Err(explain::meta(volume, &MetaError::Locked(client.clone())));
+                }
+                (Format::Objects(_), None) => {}
+            }
+            Ok(format!("all its {}", format_size(there.format.size())))
+        }
         Err(MetaError::Unfinished(source)) => {
             Ok(format!("an unfinished conversion of container {source}"))
         }

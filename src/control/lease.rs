@@ -1,7 +1,7 @@
-//! The right to write a volume. That is the original's lock in the container's
-//! metadata, and on one machine a lock file besides. A volume of format 2 is claimed
-//! anew each time that it is opened, too: whoever wrote to it before, and is still
-//! alive, cannot change any more what is read.
+//! The right to use a volume, as the commands see it. On one machine that is a lock
+//! file. Beyond it: in format 1 the original's lock in the container's metadata; in
+//! format 2 the [lease](crate::image::log::lease), which whoever opens the volume takes,
+//! and the original's lock shows who that is.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,7 +12,7 @@ use tokio::time::sleep;
 use super::registry::{self, VolumeLock, unix_now};
 use super::reload::Reload;
 use super::signals::Signals;
-use super::{explain, open};
+use super::{explain, open, standing};
 use crate::config::{Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Result};
@@ -57,30 +57,62 @@ pub struct Lease {
     /// What the container's lock says; nothing if an account that may not write
     /// reads a volume that nobody holds.
     holder: Option<Holder>,
-    format: Format,
+    /// Whether it says so already.
+    shown: AtomicBool,
+    there: meta::Volume,
+    /// What is worth telling about the holder before.
+    news: Option<String>,
     /// How long to wait before the first request that relies on it.
     pause: Duration,
     read_only: bool,
     /// The pause is over: nothing of an earlier holder can take effect any more.
     settled: AtomicBool,
     _reload: Reload,
-    _machine: VolumeLock,
+    machine: VolumeLock,
 }
 
 impl Lease {
-    /// Takes a volume, or says who has it.
-    pub async fn take(volume: &Volume) -> Result<Lease> {
+    /// Takes a volume, or says who has it. In format 2 it is claimed only when it is
+    /// opened; `takeover`: whoever has it.
+    pub async fn take(volume: &Volume, takeover: bool) -> Result<Lease> {
         let container = super::container(volume)?;
         let reload = Reload::on_hangup(volume, &container)?;
         let store = &container.impatient;
         let read_only = volume.read_only;
         let machine = registry::lock_volume(volume)?;
         let holder = Holder::new(&registry::host_name(), std::process::id(), unix_now());
+        let explained = |error| explain::meta(volume, &error);
+        let there = meta::read(&**store).await.map_err(explained)?;
+        if let Format::Log { .. } = there.format {
+            let (client, lock) = (there.client.as_ref(), Some(&machine));
+            let news = standing::may_claim(&**store, volume, client, lock, takeover).await?;
+            return Ok(Lease {
+                volume: volume.clone(),
+                container,
+                holder: Some(holder),
+                shown: AtomicBool::new(false),
+                there,
+                news,
+                pause: Duration::ZERO,
+                read_only,
+                settled: AtomicBool::new(false),
+                _reload: reload,
+                machine,
+            });
+        }
+        if takeover {
+            let text = format!(
+                "volume {}: it is of format 1, which has no lease",
+                volume.name
+            );
+            return Err(Error::usage(text).hint(format!(
+                "if its holder is dead, and only then: `swiftnbd unlock {}`",
+                volume.name
+            )));
+        }
         let (there, holder) = match meta::lock(&**store, &holder).await {
             Ok(there) => (there, Some(holder)),
             Err(MetaError::Store(error)) if read_only && error.kind == ErrorKind::Denied => {
-                let there = meta::read(&**store).await;
-                let there = there.map_err(|error| explain::meta(volume, &error))?;
                 tracing::warn!(
                     volume = volume.name,
                     "this account may not lock the volume; if somebody writes to it meanwhile, \
@@ -88,23 +120,24 @@ impl Lease {
                 );
                 (there, None)
             }
-            Err(error) => return Err(explain::meta(volume, &error)),
+            Err(error) => return Err(explained(error)),
         };
-        // In format 2 nothing of an earlier holder is read.
-        let pause = match there.format {
-            Format::Objects(_) if unlocked_lately(there.unlocked) => store.linger(),
-            _ => Duration::ZERO,
+        let pause = match unlocked_lately(there.unlocked) {
+            true => store.linger(),
+            false => Duration::ZERO,
         };
         Ok(Lease {
             volume: volume.clone(),
             container,
+            shown: AtomicBool::new(holder.is_some()),
             holder,
-            format: there.format,
+            there,
+            news: None,
             pause,
             read_only,
             settled: AtomicBool::new(false),
             _reload: reload,
-            _machine: machine,
+            machine,
         })
     }
 
@@ -113,7 +146,7 @@ impl Lease {
     /// tokio runtime.
     pub async fn open(&self, notice: impl Fn(&str), signals: &mut Signals) -> Result<Device> {
         let volume = &self.volume;
-        if let Format::Objects(layout) = &self.format {
+        if let Format::Objects(layout) = &self.there.format {
             check_limits(volume, layout)?;
         }
         if !self.pause.is_zero() {
@@ -129,25 +162,47 @@ impl Lease {
             }
         }
         let live = &self.container.patient;
-        let (image, block_size): (Arc<dyn Image>, u32) = match self.format {
+        let (image, block_size): (Arc<dyn Image>, u32) = match self.there.format {
             Format::Objects(layout) => {
                 let image = stack::objects(volume, live, layout);
-                (Arc::new(image), self.format.block_size())
+                (Arc::new(image), self.there.format.block_size())
             }
             Format::Log { .. } => {
+                if let Some(news) = &self.news {
+                    notice(news);
+                }
                 let log = tokio::select! {
-                    log = open::live(volume, &self.container) => log?,
+                    log = open::live(volume, &self.machine, &self.container) => log?,
                     () = signals.recv() => return Err(interrupted(volume)),
                 };
-                if self.holder.is_some() {
-                    open::describe(volume, &self.container, &log, &self.format).await;
+                if let Err(error) = self.show().await {
+                    let closed = open::close(volume, &log).await;
+                    return Err(closed.err().unwrap_or(error));
                 }
+                open::describe(volume, &self.container, &log, &self.there.format).await;
                 let block_size = log.geometry().block_size;
                 (Arc::new(log), block_size)
             }
         };
         self.settled.store(true, Ordering::Release);
         Ok(Device::new(image, block_size, self.read_only))
+    }
+
+    /// Has the container's lock say that the volume is ours. It decides nothing; but
+    /// whoever deletes the volume has looked for our claim before that, or left a mark.
+    async fn show(&self) -> Result<()> {
+        let Some(holder) = &self.holder else {
+            return Ok(());
+        };
+        let (store, name) = (&*self.container.impatient, &self.volume.name);
+        self.shown.store(true, Ordering::Release);
+        if let Err(error) = meta::show(store, holder, &self.there).await {
+            tracing::warn!(volume = name, %error, "the container's lock does not show who has it");
+        }
+        match meta::read(store).await {
+            Err(error @ MetaError::Deleting) => Err(explain::meta(&self.volume, &error)),
+            _ => Ok(()),
+        }
     }
 
     /// What the container's lock says of us.
@@ -160,14 +215,18 @@ impl Lease {
     /// Gives the volume back. Everything is durable, and no request of ours can
     /// take effect any more.
     pub async fn release(&self) -> Result<()> {
-        match &self.holder {
-            Some(holder) => {
-                let settled = self.settled.load(Ordering::Acquire);
-                meta::release(&*self.container.impatient, holder, settled)
-                    .await
-                    .map_err(|error| explain::meta(&self.volume, &error))
-            }
-            None => Ok(()),
+        let Some(holder) = &self.holder else {
+            return Ok(());
+        };
+        if !self.shown.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let settled = self.settled.load(Ordering::Acquire);
+        let log = matches!(self.there.format, Format::Log { .. });
+        match meta::release(&*self.container.impatient, holder, settled).await {
+            // Somebody else has claimed the volume since, and shows it.
+            Err(MetaError::Locked(_)) if log => Ok(()),
+            released => released.map_err(|error| explain::meta(&self.volume, &error)),
         }
     }
 }

@@ -43,6 +43,7 @@ pub mod service;
 pub mod session;
 pub mod setup;
 pub mod signals;
+pub mod standing;
 pub mod status;
 pub mod sysfs;
 pub mod transfer;

@@ -5,23 +5,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::registry::{host_name, unix_now};
+use super::registry::{VolumeLock, host_name, unix_now};
 use super::{explain, passphrase};
 use crate::config::{Volume, format_size};
 use crate::error::{Error, Result};
 use crate::image::Image;
-use crate::image::log::format::AttachId;
+use crate::image::log::lease::Terms;
 use crate::image::log::{Limits, Log, Who};
 use crate::image::meta::{self, Format};
 use crate::stack::{self, Container};
 use crate::store::ObjectStore;
 
 /// Who we are to a log, from now on.
-pub fn who() -> Who {
+pub fn who(volume: &Volume) -> Who {
     Who {
-        attach: AttachId::random(),
-        host: host_name(),
-        unix_seconds: unix_now(),
+        terms: Terms::new(u32::try_from(volume.lease.as_secs()).unwrap_or(Terms::MOST)),
+        ..Who::new(host_name(), unix_now())
     }
 }
 
@@ -29,23 +28,27 @@ pub fn who() -> Who {
 /// read. A device waits for as long as its `io_timeout` says.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Opens the volume for a command; `live` is the store that it uses from then on.
-/// Whoever calls this holds the container's lock.
-pub async fn log(
-    volume: &Volume,
-    container: &Container,
-    live: &Arc<dyn ObjectStore>,
-) -> Result<Log> {
-    open(volume, container, live, Some(PATIENCE)).await
+/// Opens the volume for a command; `machine` is its lock on this machine.
+pub async fn log(volume: &Volume, machine: &VolumeLock, container: &Container) -> Result<Log> {
+    open(
+        volume,
+        machine,
+        container,
+        &container.diligent,
+        Some(PATIENCE),
+    )
+    .await
 }
 
 /// The same for a device.
-pub async fn live(volume: &Volume, container: &Container) -> Result<Log> {
-    open(volume, container, &container.patient, volume.io_timeout).await
+pub async fn live(volume: &Volume, machine: &VolumeLock, container: &Container) -> Result<Log> {
+    let patience = volume.io_timeout;
+    open(volume, machine, container, &container.patient, patience).await
 }
 
 async fn open(
     volume: &Volume,
+    machine: &VolumeLock,
     container: &Container,
     live: &Arc<dyn ObjectStore>,
     patience: Option<Duration>,
@@ -53,7 +56,12 @@ async fn open(
     check_limits(volume)?;
     let passphrase = passphrase::of(volume)?;
     let passphrase = passphrase.as_ref();
-    let opened = stack::log(volume, container, live, patience, passphrase, who()).await;
+    let who = Who {
+        dead: machine.dead(),
+        ..who(volume)
+    };
+    machine.remember(who.attach)?;
+    let opened = stack::log(volume, container, live, patience, passphrase, who).await;
     opened.map_err(|error| explain::log(volume, &error))
 }
 

@@ -164,8 +164,11 @@ fn chosen(config: &Config, args: &Server) -> Result<Vec<Volume>> {
         let there = block_on(async { meta::read(&*store).await });
         let there = there.map_err(|error| explain::meta(&volume, &error))?;
         return match there.client {
-            Some(client) => Err(explain::meta(&volume, &MetaError::Locked(client))),
-            None => Ok(vec![volume]),
+            // In format 2 the lease decides, at the first client.
+            Some(client) if there.format.number() == 1 || !client.is_daemon() => {
+                Err(explain::meta(&volume, &MetaError::Locked(client)))
+            }
+            _ => Ok(vec![volume]),
         };
     }
     let mut volumes = Vec::new();

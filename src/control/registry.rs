@@ -7,8 +7,9 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use md5::{Digest, Md5};
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::config::{Backend, NbdDevice, Volume, parse_device};
 use crate::error::{Error, Exit, Result};
 use crate::image::Stats;
+use crate::image::log::format::AttachId;
 
 /// Where the registry is. Tests and containers give each machine its own by
 /// mounting something here.
@@ -81,8 +83,67 @@ pub enum Response {
 
 /// The lock of a volume on this machine, held by its daemon. It closes the moment
 /// in which two processes of one machine could both find a container unlocked.
+///
+/// Its file says who has it, and which attachments of this machine there were since it
+/// started: whoever gets the lock knows that they are dead.
 #[derive(Debug)]
-pub struct VolumeLock(#[allow(dead_code, reason = "held for its lock")] Flock<File>);
+pub struct VolumeLock {
+    file: Flock<File>,
+    path: PathBuf,
+    holder: String,
+    attachments: Mutex<Vec<AttachId>>,
+}
+
+/// So many attachments are remembered: of those before the last, each is one that died
+/// before its claim could be read.
+const ATTACHMENTS: usize = 16;
+/// The longest lock file, in bytes.
+const MAX_LOCK: u64 = 4096;
+
+impl VolumeLock {
+    /// Attachments of this machine that are dead for certain.
+    pub fn dead(&self) -> Vec<AttachId> {
+        let attachments = self.attachments.lock();
+        attachments.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers an attachment of ours, which may be claimed from now on.
+    pub fn remember(&self, attach: AttachId) -> Result<()> {
+        let mut attachments = self
+            .attachments
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        attachments.insert(0, attach);
+        attachments.truncate(ATTACHMENTS);
+        self.write(&attachments)
+    }
+
+    fn write(&self, attachments: &[AttachId]) -> Result<()> {
+        let mut text = format!("{}\nboot {}\n", self.holder, boot_id());
+        for attach in attachments {
+            text += &format!("attach {attach}\n");
+        }
+        let written = self.file.write_all_at(text.as_bytes(), 0);
+        let written = written.and_then(|()| self.file.set_len(text.len() as u64));
+        written.map_err(|error| refused(&format!("cannot write {}", self.path.display()), &error))
+    }
+}
+
+/// The attachments in a lock file, if it was written since this machine started.
+fn attachments(text: &str, boot: &str) -> Vec<AttachId> {
+    let mut lines = text.lines().skip(1);
+    if boot.is_empty() || lines.next() != Some(&format!("boot {boot}")) {
+        return Vec::new();
+    }
+    let ids = lines.filter_map(|line| line.strip_prefix("attach ")?.parse().ok());
+    ids.take(ATTACHMENTS).collect()
+}
+
+/// A name for the time since this machine was started; empty if it has none.
+fn boot_id() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    id.map_or(String::new(), |id| id.trim().to_owned())
+}
 
 /// The registry's directory, made if need be.
 pub fn directory() -> Result<PathBuf> {
@@ -143,15 +204,21 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
     let _ = (&mut file).take(256).read_to_string(&mut text);
     let lock = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
         Ok(lock) => lock,
-        Err(_) => return Err(in_use(volume, text.trim())),
+        Err(_) => return Err(in_use(volume, text.lines().next().unwrap_or_default())),
     };
+    // Only now nobody else writes it.
+    let mut bytes = vec![0; MAX_LOCK as usize];
+    let length = lock.read_at(&mut bytes, 0).unwrap_or(0);
+    let text = String::from_utf8_lossy(&bytes[..length]);
     let holder = crate::image::meta::Holder::new(&host_name(), std::process::id(), unix_now());
-    let written = lock.set_len(0).and_then(|()| {
-        use std::os::unix::fs::FileExt;
-        lock.write_all_at(holder.to_string().as_bytes(), 0)
-    });
-    written.map_err(|error| refused(&format!("cannot write {}", path.display()), &error))?;
-    Ok(VolumeLock(lock))
+    let lock = VolumeLock {
+        file: lock,
+        path,
+        holder: holder.to_string(),
+        attachments: Mutex::new(attachments(&text, &boot_id())),
+    };
+    lock.write(&lock.dead())?;
+    Ok(lock)
 }
 
 /// Where a transfer of the volume on this machine is remembered, so that it can be
@@ -322,5 +389,23 @@ impl Client {
         let mut rest = [0; 64];
         while self.stream.read(&mut rest)? > 0 {}
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn attachments_of_another_boot_may_be_alive() {
+        let id = AttachId::random();
+        let text = format!("host:7 since then\nboot b1\nattach {id}\nattach x\nattach {id}\n");
+        assert_eq!(attachments(&text, "b1"), [id, id]);
+        assert_eq!(attachments(&text, "b2"), []);
+        assert_eq!(attachments(&text, ""), []);
+        for end in 0..text.len() {
+            let _ = attachments(&text[..end], "b1");
+        }
+        assert_eq!(attachments("host:7 since then", "b1"), []);
     }
 }

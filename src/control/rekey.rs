@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::signals::Signals;
 use super::transfer::claim::{Claim, Place, Verb};
 use super::transfer::copy;
-use super::{daemon, explain, open, passphrase};
+use super::{daemon, explain, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume};
 use crate::error::{Error, Exit, Result};
@@ -89,7 +89,7 @@ async fn open_with_either(
     new: &Volume,
     claim: &Claim,
 ) -> Result<(Arc<Log>, bool)> {
-    let with = async |volume: &Volume| open::log(volume, claim.container(), &claim.store()).await;
+    let with = async |volume: &Volume| claim.open(volume).await;
     match with(volume).await {
         Ok(log) => Ok((Arc::new(log), false)),
         Err(error) if claim.resumed() && error.exit == Exit::Denied => match with(new).await {

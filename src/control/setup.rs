@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use super::{block_on, container, explain, open, passphrase};
+use super::{block_on, container, explain, open, passphrase, standing};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Exit, Result};
@@ -144,7 +144,8 @@ pub(super) async fn begin(
         Plan::Objects(_) => Ok(()),
         Plan::Log(geometry) => {
             let passphrase = passphrase.map(|passphrase| (passphrase, Cost::default()));
-            let created = log::create(store, *geometry, passphrase, &open::who(), replace).await;
+            let created =
+                log::create(store, *geometry, passphrase, &open::who(volume), replace).await;
             created.map_err(|error| explain::log(volume, &error))
         }
     }
@@ -303,8 +304,13 @@ async fn look(
     }
     if !matches!(&found, Err(MetaError::Store(_))) {
         let client = meta::client(store).await;
-        if let Some(client) = client.map_err(|error| explain::store(volume, &error))? {
-            return Err(explain::meta(volume, &MetaError::Locked(client)));
+        let client = client.map_err(|error| explain::store(volume, &error))?;
+        match (client, &found) {
+            (client, Ok(there)) if there.format.number() == 2 => {
+                standing::may_claim(store, volume, client.as_ref(), None, false).await?;
+            }
+            (Some(client), _) => return Err(explain::meta(volume, &MetaError::Locked(client))),
+            (None, _) => {}
         }
     }
     // The metadata of the volume that is there is gone or damaged.

@@ -20,7 +20,7 @@ use super::transfer::copy::{self, Content, Copy};
 use super::transfer::image::Source;
 use super::transfer::progress::Progress;
 use super::transfer::{Pace, blocking, in_parallel, width};
-use super::{daemon, explain, open, passphrase};
+use super::{daemon, explain, passphrase};
 use crate::cli;
 use crate::config::{Config, Volume, format_size};
 use crate::error::{Error, Result};
@@ -101,7 +101,7 @@ async fn write(
     args: &cli::Upload,
     signals: &mut Signals,
 ) -> Result<Result<()>> {
-    let log = match open::log(volume, claim.container(), &claim.store()).await {
+    let log = match claim.open(volume).await {
         Ok(log) => Arc::new(log),
         Err(error) => return Ok(Err(error)),
     };

@@ -3,11 +3,13 @@
 use std::io::Write;
 
 use super::registry::{self, since_epoch, unix_now};
-use super::{block_on, container, explain};
+use super::{block_on, container, explain, open, standing};
 use crate::cli;
 use crate::config::{Config, Volume};
 use crate::error::{Error, Exit, Result};
-use crate::image::meta::{self, Format, Holder};
+use crate::image::log::{LogError, lease};
+use crate::image::meta::{self, Format, Holder, MetaError};
+use crate::store::ObjectStore;
 
 /// `list`: the configured volumes, as the original printed them.
 pub fn list(config: &Config, args: &cli::List) -> Result<()> {
@@ -81,9 +83,18 @@ pub fn lock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
     let store = container(&volume)?.impatient;
     let holder = Holder::tool("ctl", since_epoch());
-    block_on(async { meta::lock(&*store, &holder).await })
-        .map_err(|error| explain::meta(&volume, &error))?;
-    Ok(())
+    block_on(async {
+        let explained = |error| explain::meta(&volume, &error);
+        let there = meta::read(&*store).await.map_err(explained)?;
+        if let Format::Log { .. } = there.format {
+            let client = there.client.as_ref();
+            standing::may_claim(&*store, &volume, client, None, false).await?;
+            let shown = meta::show(&*store, &holder, &there).await;
+            return shown.map_err(|error| explain::store(&volume, &error));
+        }
+        let locked = meta::lock(&*store, &holder).await;
+        locked.map(drop).map_err(explained)
+    })
 }
 
 /// The lock that is held by whoever uses the volume on this machine, and by us
@@ -100,8 +111,37 @@ pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
     let _machine = keep_from_this_machine(&volume)?;
     let store = container(&volume)?.impatient;
-    let holder = block_on(async { meta::unlock(&*store, unix_now()).await })
-        .map_err(|error| explain::meta(&volume, &error))?;
-    tracing::info!(volume = volume.name, %holder, "unlocked");
-    Ok(())
+    block_on(async {
+        let evicted = evict(&*store, &volume).await?;
+        match meta::unlock(&*store, unix_now()).await {
+            Ok(holder) => tracing::info!(volume = volume.name, %holder, "unlocked"),
+            Err(MetaError::NotLocked) if evicted => {}
+            Err(error) => return Err(explain::meta(&volume, &error)),
+        }
+        Ok(())
+    })
+}
+
+/// Takes a volume of format 2 from whoever has it; whether somebody had it. What its
+/// format is, is only a hint while its metadata may be damaged.
+async fn evict(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
+    let who = open::who(volume);
+    let evicted = match meta::read(store).await {
+        Ok(there) if there.format.number() == 2 => lease::evict(store, &who).await,
+        Err(MetaError::Damaged { format: 2, .. }) => lease::evict(store, &who).await,
+        _ => return Ok(false),
+    };
+    match evicted {
+        Ok(Some(claim)) => {
+            let host = claim.host.escape_debug();
+            tracing::warn!(
+                volume = volume.name,
+                "unlocked; should {host} still use it, what it has not stored is lost, and its \
+                 device fails"
+            );
+            Ok(true)
+        }
+        Ok(None) | Err(LogError::NotAVolume) => Ok(false),
+        Err(error) => Err(explain::log(volume, &error)),
+    }
 }

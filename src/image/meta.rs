@@ -13,7 +13,7 @@ use std::fmt;
 use std::time::Duration;
 
 pub use self::format::Format;
-pub use self::lock::{client, lock, lock_unfinished, release, unlock};
+pub use self::lock::{client, lock, lock_unfinished, release, show, unlock};
 use crate::store::{Metadata, ObjectStore, StoreError};
 
 const VERSION: &str = "swiftnbd-version";
@@ -101,6 +101,13 @@ impl Holder {
     pub fn tool(tool: &str, since_epoch: Duration) -> Holder {
         let (seconds, micros) = (since_epoch.as_secs(), since_epoch.subsec_micros());
         Holder(format!("{tool}@{seconds}.{micros:06}"))
+    }
+
+    /// Whether it is a process of ours that serves the volume: `host:pid`, not a tool.
+    pub fn is_daemon(&self) -> bool {
+        let (who, since) = self.parts();
+        let pid = who.rsplit_once(':').map(|(_, pid)| pid);
+        since.is_some() && pid.is_some_and(|pid| pid.parse::<u32>().is_ok())
     }
 
     /// Who it is, and since when in Unix seconds if it says so.

@@ -346,6 +346,12 @@ impl ObjectStore for DirStore {
         }
     }
 
+    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        check::name("HEAD", &self.inner.name, name)?;
+        let name = name.to_owned();
+        self.blocking("HEAD", move |inner| inner.age(&name)).await
+    }
+
     /// A write that the kernel has not done dies with the process.
     fn linger(&self) -> Duration {
         Duration::ZERO

@@ -133,6 +133,21 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// How long after its sender died a request may still take effect. Zero
     /// where it cannot outlive its sender.
     fn linger(&self) -> Duration;
+
+    /// The latest time that the store's own clocks showed in any answer so far, since
+    /// 1970, to the second. `None`: none came yet, or it has no clock of its own. The
+    /// clocks of its servers may differ by up to [`swift::CLOCK_SKEW`].
+    fn time(&self) -> Option<Duration> {
+        None
+    }
+
+    /// How many seconds ago the object was last stored, by the store's own clocks;
+    /// negative where two of them disagree, `None` where it has none.
+    /// [`ErrorKind::NotFound`] if there is no object. A hint only.
+    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        let _ = name;
+        Ok(None)
+    }
 }
 
 /// What a caller can do about a failure.

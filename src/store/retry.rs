@@ -456,4 +456,13 @@ impl ObjectStore for Retry {
     fn linger(&self) -> Duration {
         self.inner.linger()
     }
+
+    fn time(&self) -> Option<Duration> {
+        self.inner.time()
+    }
+
+    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        check::name("HEAD", "", name)?;
+        self.call(Call::Get(name), || self.inner.age(name)).await
+    }
 }

@@ -51,13 +51,13 @@ mod rounds;
 mod tls;
 
 use std::fmt;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use reqwest::header::HeaderMap;
+use reqwest::header::{DATE, HeaderMap};
 use reqwest::{Method, Response};
 
 pub use self::auth::Account;
@@ -92,6 +92,8 @@ pub struct SwiftStore {
     presence: Arc<Rounds<Result<Certainty, StoreError>>>,
     /// Whether this Swift was seen not to know bulk deletes.
     no_bulk: Arc<AtomicBool>,
+    /// The latest Date of all answers, in seconds since 1970; 0: none came yet.
+    time: Arc<AtomicU64>,
 }
 
 /// What a container's HEAD says of a GET's 404 that came before it.
@@ -144,6 +146,7 @@ impl SwiftStore {
             max_object,
             presence: Arc::new(Rounds::new()),
             no_bulk: Arc::default(),
+            time: Arc::default(),
         })
     }
 
@@ -167,7 +170,11 @@ impl SwiftStore {
     }
 
     async fn send(&self, request: &Request) -> Result<Response, StoreError> {
-        self.account().send(request, &self.pin).await
+        let reply = self.account().send(request, &self.pin).await?;
+        if let Some(date) = answer::date(reply.headers(), DATE) {
+            self.time.fetch_max(date, Ordering::Relaxed);
+        }
+        Ok(reply)
     }
 
     fn request(&self, method: Method, query: &str) -> Request {
@@ -378,5 +385,17 @@ impl ObjectStore for SwiftStore {
 
     fn linger(&self) -> Duration {
         REQUEST_LIFETIME
+    }
+
+    fn time(&self) -> Option<Duration> {
+        match self.time.load(Ordering::Relaxed) {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
+        }
+    }
+
+    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        check::name("HEAD", &self.container, name)?;
+        self.confirmed(|| self.age_once(name)).await
     }
 }

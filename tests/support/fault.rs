@@ -53,6 +53,8 @@ struct Process {
     requests: AtomicU64,
     /// The number of the request at which it dies; 0: none.
     dies_at: AtomicU64,
+    /// The latest time in any answer, in seconds since the cluster was started.
+    time: AtomicU64,
 }
 
 impl FaultStore {
@@ -62,6 +64,12 @@ impl FaultStore {
             world: Arc::new(World::new(inner, faults, seed)),
             process: Arc::default(),
         }
+    }
+
+    /// Its answers tell no time, as those of a directory.
+    pub fn without_clock(self) -> FaultStore {
+        self.world.hide_time();
+        self
     }
 
     /// From now on it fails this often.
@@ -134,7 +142,10 @@ impl FaultStore {
         tokio::select! {
             biased;
             () = self.crashed() => std::future::pending().await,
-            done = work => done,
+            done = work => {
+                process.time.fetch_max(self.world.date(), Ordering::SeqCst);
+                done
+            }
         }
     }
 
@@ -341,6 +352,13 @@ impl ObjectStore for FaultStore {
     }
 
     async fn settle(&self) {}
+
+    fn time(&self) -> Option<Duration> {
+        match self.process.time.load(Ordering::SeqCst) {
+            0 => None,
+            seconds => Some(Duration::from_secs(seconds)),
+        }
+    }
 
     fn linger(&self) -> Duration {
         LIFETIME

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use swiftnbd::image::Image;
-use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::format::keys::{Cost, Passphrase};
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::{self, Limits, Log, LogError, Who};
@@ -30,11 +29,7 @@ pub fn passphrase(text: &str) -> Passphrase {
 }
 
 pub fn who() -> Who {
-    Who {
-        attach: AttachId::random(),
-        host: "host.example".to_owned(),
-        unix_seconds: 1_700_000_000,
-    }
+    Who::new("host.example", 1_700_000_000)
 }
 
 pub fn limits() -> Limits {

@@ -211,7 +211,7 @@ impl Entry {
         if let Some(opened) = &*open {
             return Ok(opened.device.clone());
         }
-        let lease = Lease::take(&self.volume_now()).await?;
+        let lease = Lease::take(&self.volume_now(), false).await?;
         let opened = lease.open(|text| tracing::info!("{text}"), signals).await;
         let device = match opened {
             Ok(device) => device,

@@ -22,8 +22,9 @@ use crate::config::Volume;
 use crate::control::lease::unlocked_lately;
 use crate::control::registry::{self, VolumeLock, since_epoch};
 use crate::control::signals::Signals;
-use crate::control::{container, explain};
+use crate::control::{container, explain, open, standing};
 use crate::error::{Error, Exit, Result};
+use crate::image::log::Log;
 use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::stack::Container;
 use crate::store::{ErrorKind, ObjectStore};
@@ -85,7 +86,7 @@ pub struct Place {
     volume: Volume,
     container: Container,
     record: PathBuf,
-    _machine: VolumeLock,
+    machine: VolumeLock,
 }
 
 /// A volume that is ours until it is released.
@@ -110,7 +111,7 @@ impl Place {
     /// Keeps every other process of this machine from the volume.
     pub fn enter(volume: &Volume) -> Result<Place> {
         Ok(Place {
-            _machine: registry::lock_volume(volume)?,
+            machine: registry::lock_volume(volume)?,
             record: registry::transfer_path(volume)?,
             container: container(volume)?,
             volume: volume.clone(),
@@ -127,6 +128,22 @@ impl Place {
         &*self.container.impatient
     }
 
+    /// Refuses a volume of format 2 that somebody has. `client` is what the container's
+    /// lock says.
+    pub async fn may_claim(&self, client: Option<&Holder>) -> Result<()> {
+        let (volume, machine) = (&self.volume, Some(&self.machine));
+        let notice = standing::may_claim(self.impatient(), volume, client, machine, false).await?;
+        if let Some(notice) = notice {
+            tell(&notice);
+        }
+        Ok(())
+    }
+
+    /// Opens the volume, of format 2.
+    pub async fn open(&self, volume: &Volume) -> Result<Log> {
+        open::log(volume, &self.machine, &self.container).await
+    }
+
     /// Locks the volume. `source` says what is uploaded, so that a change of it is
     /// noticed; `fresh` that there was no container before.
     pub async fn claim(self, verb: Verb, source: &str, fresh: bool) -> Result<Claim> {
@@ -135,7 +152,16 @@ impl Place {
             Verb::Make => meta::read_unfinished(store).await,
             _ => meta::read(store).await,
         };
-        let there = there.map_err(|error| explain::meta(&self.volume, &error))?;
+        let mut there = there.map_err(|error| explain::meta(&self.volume, &error))?;
+        if matches!(there.format, Format::Log { .. })
+            && there.client.as_ref().is_none_or(Holder::is_daemon)
+        {
+            self.may_claim(there.client.as_ref()).await?;
+            if let Some(dead) = there.client.take() {
+                let released = meta::release(store, &dead, false).await;
+                released.map_err(|error| explain::meta(&self.volume, &error))?;
+            }
+        }
         let mut record = Record {
             client: verb.holder().0,
             verb,
@@ -254,7 +280,20 @@ impl Place {
     }
 }
 
+/// Tells a person, if one is there.
+fn tell(notice: &str) {
+    tracing::info!("{notice}");
+    if std::io::stderr().is_terminal() {
+        eprintln!("swiftnbd: {notice}");
+    }
+}
+
 impl Claim {
+    /// Opens the volume, of format 2.
+    pub async fn open(&self, volume: &Volume) -> Result<Log> {
+        self.place.open(volume).await
+    }
+
     /// The volume's format and geometry, as its container tells.
     pub fn format(&self) -> Format {
         self.format
@@ -302,10 +341,7 @@ impl Claim {
                  their way",
                 self.place.volume.name
             );
-            tracing::info!("{notice}");
-            if std::io::stderr().is_terminal() {
-                eprintln!("swiftnbd: {notice}");
-            }
+            tell(&notice);
         }
         tokio::select! {
             () = sleep_until(at) => Ok(()),

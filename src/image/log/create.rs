@@ -13,6 +13,7 @@ use super::format::root::Geometry;
 use super::format::seal::Cipher;
 use super::format::tables::{Era, Tables};
 use super::format::{MAX_SIZE, VolumeId, names};
+use super::lease::Lease;
 use super::map::Map;
 use super::place::Home;
 use super::{Limits, Who, engine, recovery};
@@ -53,7 +54,8 @@ pub async fn create(
             (data_key.cipher(volume), key)
         }
     };
-    let epoch = recovery::claim(&**store, volume, highest, who).await?;
+    let terms = who.terms;
+    let epoch = recovery::claim(&**store, volume, highest, who, terms.seconds()).await?;
     if epoch > 2 && !replace {
         return Err(LogError::Occupied);
     }
@@ -75,6 +77,9 @@ pub async fn create(
         0,
     ));
     let limits = Limits::new(0, Limits::least_dirty(), 0, None);
+    let owner = (epoch, who.attach);
+    let clock = Arc::clone(&who.clock);
+    let lease = Lease::new(Arc::clone(store), volume, owner, terms, clock);
     let (engine, _) = engine(
         home,
         geometry,
@@ -82,6 +87,7 @@ pub async fn create(
         who.attach,
         Arc::clone(store),
         map,
+        Arc::new(lease),
         limits,
         0,
     );

@@ -8,20 +8,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
+use tokio::time::Duration;
 
 use super::Pace;
 use super::applier::Item;
 use super::error::LogError;
 use super::format::AttachId;
-use super::format::names;
 use super::format::root::Geometry;
+use super::lease::Lease;
 use super::map::Map;
 use super::pending::Pending;
 use super::place::Home;
 use super::reader::{Frames, ReadAhead};
 use super::writer::Job;
 use crate::image::ImageError;
-use crate::store::{ErrorKind, ObjectStore, StoreError};
+use crate::store::{ObjectStore, StoreError};
 
 /// An open volume.
 #[derive(Debug)]
@@ -38,6 +39,8 @@ pub struct Engine {
     pub store: Arc<dyn ObjectStore>,
     /// The map: what is durable and applied.
     pub map: Arc<Map>,
+    /// The right to answer.
+    pub lease: Arc<Lease>,
     /// Frames in memory, and those that come.
     pub frames: Frames,
     /// Which reads are sequential.
@@ -50,6 +53,8 @@ pub struct Engine {
     pub budget_bytes: u64,
     /// When it seals, collects and writes roots.
     pub pace: Pace,
+    /// How long a request waits for the store; `None`: for ever.
+    pub patience: Option<Duration>,
     /// The most bytes that one step of a write adds: whole blocks.
     pub step: usize,
     /// How far it got.
@@ -165,19 +170,23 @@ impl Engine {
 
     /// Looks whether somebody attached after us, and gives up if so.
     pub async fn look(&self) -> Result<bool, StoreError> {
-        let name = names::epoch(self.epoch + 1);
-        match self.store.get(&name).await {
-            Err(error) if error.kind == ErrorKind::NotFound => Ok(true),
-            Err(error) => Err(error),
-            Ok(body) => {
-                let by = super::format::claim::Claim::decode(&name, &body);
-                self.fenced(&match by {
-                    Ok((_, claim)) => LogError::Superseded(Box::new(claim)),
-                    Err(_) => LogError::Fenced(format!("{name} exists")),
-                });
+        match self.lease.look_patiently(&*self.store).await {
+            Ok(()) => Ok(true),
+            Err(LogError::Store(error)) => Err(error),
+            Err(lost) => {
+                self.fenced(&lost);
                 Ok(false)
             }
         }
+    }
+
+    /// Everything up to some flush is durable: whether that may be said.
+    pub async fn confirm(&self) -> Result<(), ImageError> {
+        self.check()?;
+        if !self.lease.lasts(self.store.time()) {
+            self.look().await?;
+        }
+        self.check()
     }
 
     /// Gives memory of pending writes back.

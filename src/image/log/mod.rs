@@ -16,6 +16,7 @@
 //! | `read` | where the pieces of a read come from |
 //! | [`reader`] | frames: cache, merged requests, read-ahead |
 //! | [`collector`] | copies what lives out of what is mostly dead |
+//! | [`lease`] | who may answer, and until when |
 //! | [`recovery`], [`decide`] | taking a volume over |
 //! | [`sweep`] | deletes what earlier epochs left behind |
 //! | [`check`] | reads everything and says what is damaged |
@@ -44,6 +45,7 @@ mod edits;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod lease;
 pub mod map;
 pub mod page;
 pub mod pending;
@@ -76,12 +78,14 @@ use self::format::keys::{Cost, DataKey, Passphrase};
 use self::format::root::Geometry;
 use self::format::tables::Era;
 use self::format::{AttachId, BLOCK, VolumeId, names};
+use self::lease::{BootClock, Clock, Lease, Terms};
 use self::map::Map;
 use self::pending::Pending;
 use self::place::Home;
 use self::ranges::Ranges;
 use self::read::{Failure, Places, compact, references};
 use self::reader::{FrameError, Frames, ReadAhead};
+use self::recovery::Found;
 use super::ImageError;
 use crate::store::ObjectStore;
 
@@ -197,6 +201,27 @@ pub struct Who {
     pub host: String,
     /// Now, for people.
     pub unix_seconds: u64,
+    /// How long its lease is.
+    pub terms: Terms,
+    /// What its lease is measured by.
+    pub clock: Arc<dyn Clock>,
+    /// Attachments of this machine that are dead for certain: their leases need not be
+    /// waited for.
+    pub dead: Vec<AttachId>,
+}
+
+impl Who {
+    /// A new attachment of this host, with a lease of the usual length.
+    pub fn new(host: impl Into<String>, unix_seconds: u64) -> Who {
+        Who {
+            attach: AttachId::random(),
+            host: host.into(),
+            unix_seconds,
+            terms: Terms::default(),
+            clock: Arc::new(BootClock),
+            dead: Vec::new(),
+        }
+    }
 }
 
 /// A volume of format 2, attached.
@@ -205,7 +230,6 @@ pub struct Log {
     ranges: Ranges,
     data_key: Option<DataKey>,
     key: Mutex<u32>,
-    patience: Option<Duration>,
     closed: AtomicBool,
     to_delete: mpsc::UnboundedSender<Dead>,
 }
@@ -239,6 +263,7 @@ fn engine(
     attach: AttachId,
     store: Arc<dyn ObjectStore>,
     map: Arc<Map>,
+    lease: Arc<Lease>,
     limits: Limits,
     last_seq: u64,
 ) -> (Arc<Engine>, Queues) {
@@ -260,12 +285,14 @@ fn engine(
         attach,
         store,
         map,
+        lease,
         frames,
         ahead: ReadAhead::new(limits.cache / 2),
         pending: Mutex::new(Pending::new(last_seq + 1)),
         budget: Semaphore::new(dirty as usize),
         budget_bytes: dirty,
         pace: limits.pace,
+        patience: limits.patience,
         step: (dirty / 8).min(writer::STEP) as usize,
         progress: watch::Sender::new(Progress {
             durable: last_seq,
@@ -307,8 +334,40 @@ impl Log {
     ) -> Result<Log, LogError> {
         let store = &*attaching;
         let found = recovery::find(store, passphrase).await?;
-        recovery::read_claims(store, &found).await?;
-        let epoch = recovery::claim(store, found.home.volume, found.highest, &who).await?;
+        let claims = recovery::read_claims(store, &found).await?;
+        let (volume, highest) = (found.home.volume, found.highest);
+        let lease = Lease::claim(Arc::clone(&attaching), volume, highest, claims, &who).await?;
+        let lease = Arc::new(lease);
+        let opened = Log::take_over(
+            attaching,
+            live,
+            passphrase,
+            limits,
+            &who,
+            found,
+            Arc::clone(&lease),
+        );
+        // Whoever claims after us has the volume, also while we are at this.
+        tokio::select! {
+            biased;
+            opened = opened => opened,
+            lost = lease.keep() => Err(lost),
+        }
+    }
+
+    /// Once the epoch is claimed: waits for the leases before it, recovers, pins.
+    async fn take_over(
+        attaching: Arc<dyn ObjectStore>,
+        live: Arc<dyn ObjectStore>,
+        passphrase: Option<&Passphrase>,
+        limits: Limits,
+        who: &Who,
+        found: Found,
+        lease: Arc<Lease>,
+    ) -> Result<Log, LogError> {
+        let store = &*attaching;
+        let epoch = lease.epoch();
+        lease.wait_out(who).await?;
         let by = (epoch, who.attach);
         let found = recovery::settle(store, found, by, passphrase).await?;
         let tables = recovery::read_tables(store, &found.home, &found.root).await?;
@@ -336,11 +395,12 @@ impl Log {
             who.attach,
             live,
             map,
+            lease,
             limits,
             last_seq,
         );
         let at = recovery::replay(store, &engine, root, later).await?;
-        recovery::is_ours(store, epoch, &who).await?;
+        recovery::is_ours(store, epoch, who).await?;
         let previous = Some((root.epoch, root.n, found.hash));
         let last = recovery::pin(store, &engine, previous, at, root.key).await?;
         let (to_delete, dead) = mpsc::unbounded_channel();
@@ -348,6 +408,8 @@ impl Log {
         let key = last.root.key;
         tasks.spawn(writer::run(Arc::clone(&engine), queues.jobs, at.1));
         tasks.spawn(writer::age(Arc::clone(&engine)));
+        let kept = Arc::clone(&engine);
+        tasks.spawn(async move { kept.fenced(&kept.lease.keep().await) });
         tasks.spawn(applier::run(
             Arc::clone(&engine),
             queues.items,
@@ -363,7 +425,6 @@ impl Log {
             ranges: Ranges::default(),
             data_key: found.data_key,
             key: Mutex::new(key),
-            patience: limits.patience,
             closed: AtomicBool::new(false),
             to_delete,
         })
@@ -496,6 +557,7 @@ impl Log {
             };
             // The collector moved it, or the store does not find what it has.
             if self
+                .engine
                 .patience
                 .is_some_and(|patience| begun.elapsed() + pause > patience)
             {

@@ -5,7 +5,8 @@
 //!
 //! 1. The highest epoch, the newest pin below it, that epoch's newest root. Nothing
 //!    is changed: a wrong passphrase or an unknown version ends it here.
-//! 2. The claim of the next epoch.
+//! 2. The claim of the next epoch, and the wait for the leases before it
+//!    ([`lease`](super::lease)).
 //! 3. Absences are made true, in this order: the pin of every unpinned epoch above
 //!    the newest pin, that epoch's next root, the first absent segment after it.
 //! 4. What was found and is not known to be durable is written again, under the new
@@ -23,6 +24,7 @@
 //! | a segment of another volume or attachment under this one's name | its header does not open there, or does not name the hash of the one before |
 //! | a segment in the middle cannot be found, a later one says that it is durable | it was stored, so the servers that have it are out of reach: attaching fails rather than to go back before it |
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -171,20 +173,37 @@ pub async fn find(
 /// Refuses the volume if a claim from the newest pin on is damaged, a newer program's,
 /// or, at the pin, not of who pinned. One that cannot be found right now is met when
 /// the next one is made.
-pub async fn read_claims(store: &dyn ObjectStore, found: &Found) -> Result<(), LogError> {
-    for epoch in found.root.epoch..=found.highest {
+pub async fn read_claims(
+    store: &dyn ObjectStore,
+    found: &Found,
+) -> Result<Vec<Option<Claim>>, LogError> {
+    let pinned = found.root.epoch;
+    let claims = claims(store, pinned..found.highest + 1).await?;
+    match &claims[..] {
+        [Some(claim), ..] if claim.attach != found.root.attach => {
+            let (name, root) = (names::epoch(pinned), names::root(pinned, found.root.n));
+            let one_of = format!("{name} or {root}");
+            Err(LogError::damaged(one_of, Damage::Foreign))
+        }
+        _ => Ok(claims),
+    }
+}
+
+/// The claims of these epochs; `None` for one that cannot be found right now.
+pub async fn claims(
+    store: &dyn ObjectStore,
+    epochs: Range<u32>,
+) -> Result<Vec<Option<Claim>>, LogError> {
+    let mut claims = Vec::new();
+    for epoch in epochs {
         let name = names::epoch(epoch);
         match read_object(store, &name, |body| Claim::decode(&name, &body)).await {
-            Ok((_, claim)) if epoch == found.root.epoch && claim.attach != found.root.attach => {
-                let root = names::root(epoch, found.root.n);
-                let one_of = format!("{name} or {root}");
-                return Err(LogError::damaged(one_of, Damage::Foreign));
-            }
-            Ok(_) | Err(LogError::Missing { .. }) => {}
+            Ok((_, claim)) => claims.push(Some(claim)),
+            Err(LogError::Missing { .. }) => claims.push(None),
             Err(error) => return Err(error),
         }
     }
-    Ok(())
+    Ok(claims)
 }
 
 /// What tells in clear about the volume: whether it is encrypted, who claimed it last.
@@ -247,12 +266,17 @@ async fn unlock(
     }
 }
 
-/// Claims the first epoch above `highest` that nobody claimed.
+/// Claims the first epoch above `highest` that nobody claimed, with a lease of so many
+/// seconds.
+///
+/// # Errors
+/// [`LogError::Superseded`]: somebody claims at the same time, and is first.
 pub async fn claim(
     store: &dyn ObjectStore,
     volume: VolumeId,
     highest: u32,
     who: &Who,
+    lease: u32,
 ) -> Result<u32, LogError> {
     for epoch in highest + 1..LAST {
         let claim = Claim {
@@ -261,6 +285,7 @@ pub async fn claim(
             host: who.host.clone(),
             unix_seconds: who.unix_seconds,
             flags: 0,
+            lease: Some(lease),
         };
         let name = names::epoch(epoch);
         if read(store, &names::root(epoch, 0)).await?.is_some() {
@@ -269,10 +294,17 @@ pub async fn claim(
             read_object(store, &name, Ok).await?;
             continue;
         }
-        if decide::create_and_look(store, &name, &claim.encode(volume, &name)).await?
-            == Created::Ours
-        {
-            return Ok(epoch);
+        match decide::create_and_look(store, &name, &claim.encode(volume, &name)).await? {
+            Created::Ours => return Ok(epoch),
+            Created::Taken(other) => {
+                let next = read(store, &names::epoch(epoch + 1)).await?;
+                let pin = read(store, &names::root(epoch, 0)).await?;
+                if next.is_none() && pin.is_none() {
+                    let (_, claim) = Claim::decode(&name, &other)
+                        .map_err(|damage| LogError::damaged(&name, damage))?;
+                    return Err(LogError::Superseded(Box::new(claim)));
+                }
+            }
         }
     }
     Err(LogError::Fenced("all epochs are used up".to_owned()))

@@ -78,6 +78,7 @@ async fn orphans(engine: &Engine, key: u32) -> Result<Vec<String>, StoreError> {
                     orphans.push(object.name);
                 }
                 Name::Key(n) if n < key => orphans.push(object.name),
+                Name::Lease(epoch) if epoch < engine.epoch => orphans.push(object.name),
                 _ => {}
             }
         }

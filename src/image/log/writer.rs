@@ -11,6 +11,7 @@
 //! |---|---|
 //! | segment 8 is stored, 7 is not, the host dies | 8 was never published; recovery ends at the gap |
 //! | a store gives up on a segment (`io_timeout`) | the flushes that wait are told; the segment is stored again, for ever, and no later flush passes it |
+//! | another attachment took the volume over, and what it did not find is durable now | only who has the lease says so ([`super::lease`]) |
 //! | an older writer goes on after a later attachment | its next segment meets the stop that the later one left ([`super::decide`]): fenced |
 //! | many small segments are on their way when the host dies | no more than [`WINDOW`] lie beyond the last durable one, so recovery knows how far to look |
 
@@ -235,10 +236,14 @@ async fn upload(engine: &Engine, stored: &Stored, built: Arc<Built>, permit: Own
             Ok(Created::Taken(other)) => return engine.fenced(&engine.taken(&built.name, &other)),
             Err(error) => {
                 tracing::warn!("a segment could not be stored, it is tried again: {error}");
-                engine.progress.send_modify(|progress| {
-                    progress.failures += 1;
-                    progress.error = Some(error);
-                });
+                // Without a limit nobody is told: that something exists and cannot be
+                // found passes, too.
+                if engine.patience.is_some() {
+                    engine.progress.send_modify(|progress| {
+                        progress.failures += 1;
+                        progress.error = Some(error);
+                    });
+                }
                 sleep(PAUSE).await;
             }
         }
@@ -351,14 +356,14 @@ async fn failed_since(
 pub async fn flush(engine: &Engine) -> Result<(), ImageError> {
     engine.check()?;
     let last = engine.seal();
-    if engine.progress.borrow().durable >= last {
-        return Ok(());
+    if engine.progress.borrow().durable < last {
+        or_failure(engine, async {
+            let mut progress = engine.progress.subscribe();
+            let _ = progress.wait_for(|progress| progress.durable >= last).await;
+        })
+        .await?;
     }
-    or_failure(engine, async {
-        let mut progress = engine.progress.subscribe();
-        let _ = progress.wait_for(|progress| progress.durable >= last).await;
-    })
-    .await
+    engine.confirm().await
 }
 
 /// Seals what has been open for long, until the engine ends.

@@ -61,6 +61,12 @@ pub async fn begin(store: &dyn ObjectStore, holder: &Holder) -> Result<(), MetaE
     Ok(store.set_metadata(&begun).await?)
 }
 
+/// Takes the mark back, before anything was deleted.
+pub async fn withdraw(store: &dyn ObjectStore) -> Result<(), StoreError> {
+    let keys = [CLIENT, DELETING].map(|key| (key.to_owned(), String::new()));
+    store.set_metadata(&Metadata::from(keys)).await
+}
+
 /// Whoever marked the volume and died before anything could be deleted. Several looks
 /// must agree: of a deletion that has begun, nothing is taken back.
 pub(super) async fn only_intended(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreError> {

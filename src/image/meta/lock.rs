@@ -51,6 +51,17 @@ async fn lock_this(
     }
 }
 
+/// Shows `holder` as who has the volume, whoever was shown before. In format 2 the
+/// lease decides; this is for people and for the original's tools.
+pub async fn show(
+    store: &dyn ObjectStore,
+    holder: &Holder,
+    there: &Volume,
+) -> Result<(), StoreError> {
+    let last = there.client.as_ref().or(there.last.as_ref());
+    set_client(store, &holder.0, last).await
+}
+
 /// Who has locked the container, whatever else its metadata says: damage there
 /// must not hide a lock.
 pub async fn client(store: &dyn ObjectStore) -> Result<Option<Holder>, StoreError> {

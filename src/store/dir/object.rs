@@ -8,6 +8,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use nix::errno::Errno;
@@ -30,6 +31,18 @@ impl Inner {
     ) -> Result<Bytes, StoreError> {
         let path = self.path("GET", name)?;
         files::read_range(&path, offset, length).map_err(|error| self.not_read(name, &path, error))
+    }
+
+    /// Its age by the file system's clock, in seconds.
+    pub(super) fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        let path = self.path("HEAD", name)?;
+        let stored = fs::metadata(&path).and_then(|found| found.modified());
+        let stored = stored.map_err(|error| self.not_read(name, &path, ReadError::Io(error)))?;
+        let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
+        Ok(Some(match SystemTime::now().duration_since(stored) {
+            Ok(age) => seconds(age),
+            Err(ahead) => -seconds(ahead.duration()) - 1,
+        }))
     }
 
     fn not_read(&self, name: &str, path: &Path, error: ReadError) -> StoreError {

@@ -4,6 +4,7 @@
 //! Knows: their form. Does not know: requests. Everything here comes from
 //! outside: nothing panics on it, and nothing is taken for granted.
 
+use jiff::fmt::rfc2822;
 use reqwest::header::{CONTENT_RANGE, ETAG, HeaderMap, HeaderName, HeaderValue};
 use serde::Deserialize;
 
@@ -26,6 +27,13 @@ pub(super) fn etag(headers: &HeaderMap) -> Option<[u8; 16]> {
         *byte = (digit(0)? * 16 + digit(1)?) as u8;
     }
     Some(md5)
+}
+
+/// A time in an answer's head (Date, Last-Modified), in seconds since 1970.
+pub(super) fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
+    let text = headers.get(name)?.to_str().ok()?;
+    let date = rfc2822::parse(text).ok()?;
+    u64::try_from(date.timestamp().as_second()).ok()
 }
 
 /// How many bytes follow in this answer (206 or 416) to a request for `length`

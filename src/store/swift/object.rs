@@ -5,7 +5,8 @@
 
 use bytes::Bytes;
 use reqwest::header::{
-    CONTENT_TYPE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, RANGE,
+    CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED,
+    RANGE,
 };
 use reqwest::{Method, Response};
 
@@ -36,6 +37,14 @@ impl SwiftStore {
         let (request, reply) = self.newest(Method::HEAD, name).await?;
         let missing = || request.error(ErrorKind::Corrupt, "the answer has no checksum (ETag)");
         answer::etag(reply.headers()).ok_or_else(missing)
+    }
+
+    pub(super) async fn age_once(&self, name: &str) -> Result<Option<i64>, StoreError> {
+        let (_, reply) = self.newest(Method::HEAD, name).await?;
+        let date = |name| answer::date(reply.headers(), name).map(|seconds| seconds as i64);
+        Ok(date(DATE)
+            .zip(date(LAST_MODIFIED))
+            .map(|(now, then)| now - then))
     }
 
     pub(super) async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {

@@ -66,6 +66,8 @@ pub(super) struct World {
     history: Mutex<History>,
     started: Instant,
     skews: [Duration; 2],
+    /// No answer tells the time.
+    timeless: AtomicBool,
     /// Everything is refused: the cluster is down.
     down: AtomicBool,
     counts: Mutex<Counts>,
@@ -106,6 +108,7 @@ impl World {
             history: Mutex::default(),
             started: Instant::now(),
             skews,
+            timeless: AtomicBool::new(false),
             down: AtomicBool::new(false),
             counts: Mutex::default(),
         }
@@ -161,6 +164,19 @@ impl World {
     /// Whether changes of the metadata fail at all.
     pub(super) fn metadata_fails(&self) -> bool {
         self.faults.lock().unwrap().stale > 0
+    }
+
+    pub(super) fn hide_time(&self) {
+        self.timeless.store(true, Ordering::SeqCst);
+    }
+
+    /// The time by the clock of some proxy, in seconds; 0: it is not told.
+    pub(super) fn date(&self) -> u64 {
+        if self.timeless.load(Ordering::SeqCst) {
+            return 0;
+        }
+        let proxy = self.rng.lock().unwrap().usize(0..2);
+        1 + (self.started.elapsed() + self.skews[proxy]).as_secs()
     }
 
     /// With the proxy that the request comes to.

@@ -1,6 +1,6 @@
-//! Claims, stops and releases: who attached, and what is no longer possible.
+//! Claims, renewals, releases and stops: who attached, and what is no longer possible.
 //!
-//! All three are a prelude and one box, never sealed: whoever attaches reads them
+//! All four are a prelude and one box, never sealed: whoever attaches reads them
 //! before there is a passphrase. The payloads:
 //!
 //! | claim, at `epoch/<e>` | bytes | what |
@@ -8,9 +8,16 @@
 //! | epoch | 4 | `e` |
 //! | attach id | 16 | the attachment's |
 //! | time | 8 | when it was made, by its host: seconds since 1970 |
-//! | flags | 8 | bit 0: it has a journal, and never ends for other hosts. Others: 0; a reader that meets one refuses the volume as unknown |
+//! | flags | 8 | bit 0: it has a journal, and never ends for other hosts; bit 1: it has a lease. Others: 0; a reader that meets one refuses the volume as unknown |
+//! | lease | 4, with bit 1 only | how long its lease is, in seconds; 0: nobody holds it, it was made to end the one before. Without bit 1 it is never renewed, and only a person knows when it has ended |
 //! | length | 1 | of the host's name |
 //! | host | so many | UTF-8, for people |
+//!
+//! | renewal, at `lease/<e>`, the one object that is overwritten | bytes | what |
+//! |---|---|---|
+//! | epoch | 4 | `e` |
+//! | attach id | 16 | the attachment's that owns `e` |
+//! | count | 8 | of renewals until now |
 //!
 //! | stop, at a `root/` or `seg/` name | bytes | what |
 //! |---|---|---|
@@ -31,6 +38,8 @@ use super::{AttachId, Damage, VolumeId};
 
 /// The flag of a claim with a journal.
 pub const JOURNAL: u64 = 1;
+/// The flag of a claim with a lease.
+const LEASE: u64 = 2;
 /// The longest name of a host, in bytes.
 pub const MAX_HOST: usize = 255;
 
@@ -47,6 +56,19 @@ pub struct Claim {
     pub unix_seconds: u64,
     /// [`JOURNAL`] or 0.
     pub flags: u64,
+    /// The length of its lease in seconds; 0: nobody holds it. `None`: it has none.
+    pub lease: Option<u32>,
+}
+
+/// The word of an epoch's owner that it is alive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewal {
+    /// The epoch.
+    pub epoch: u32,
+    /// The attachment that owns it.
+    pub attach: AttachId,
+    /// How many there were until now.
+    pub count: u64,
 }
 
 /// Proof that nothing was at its name.
@@ -77,7 +99,13 @@ impl Claim {
         let host = &self.host[..length];
         let mut payload = owner(self.epoch, self.attach);
         payload.put_u64_le(self.unix_seconds);
-        payload.put_u64_le(self.flags);
+        match self.lease {
+            None => payload.put_u64_le(self.flags),
+            Some(seconds) => {
+                payload.put_u64_le(self.flags | LEASE);
+                payload.put_u32_le(seconds);
+            }
+        }
         payload.put_u8(host.len() as u8);
         payload.put_slice(host.as_bytes());
         encode(Kind::Claim, volume, name, &payload)
@@ -89,9 +117,13 @@ impl Claim {
         let mut bytes = Reader::new(&payload, "claim");
         let (epoch, attach) = (bytes.u32()?, AttachId(bytes.array()?));
         let (unix_seconds, flags) = (bytes.u64()?, bytes.u64()?);
-        if flags & !JOURNAL != 0 {
+        if flags & !(JOURNAL | LEASE) != 0 {
             return Err(Damage::Unknown(format!("a claim's flags {flags:#x}")));
         }
+        let lease = match flags & LEASE {
+            0 => None,
+            _ => Some(bytes.u32()?),
+        };
         let length = bytes.u8()?;
         let host = std::str::from_utf8(bytes.bytes(length.into())?);
         bytes.end()?;
@@ -105,9 +137,35 @@ impl Claim {
                 attach,
                 host,
                 unix_seconds,
-                flags,
+                flags: flags & JOURNAL,
+                lease,
             },
         ))
+    }
+}
+
+impl Renewal {
+    /// The object.
+    pub fn encode(&self, volume: VolumeId, name: &str) -> Bytes {
+        let mut payload = owner(self.epoch, self.attach);
+        payload.put_u64_le(self.count);
+        encode(Kind::Renewal, volume, name, &payload)
+    }
+
+    /// The object of this name, and whose it is.
+    pub fn decode(name: &str, body: &Bytes) -> Result<(VolumeId, Renewal), Damage> {
+        let (volume, payload) = decode(Kind::Renewal, name, body)?;
+        let mut bytes = Reader::new(&payload, "renewal");
+        let (epoch, attach) = (bytes.u32()?, AttachId(bytes.array()?));
+        let count = bytes.u64()?;
+        bytes.end()?;
+        ensure(Name::parse(name) == Some(Name::Lease(epoch)), EPOCH)?;
+        let renewal = Renewal {
+            epoch,
+            attach,
+            count,
+        };
+        Ok((volume, renewal))
     }
 }
 

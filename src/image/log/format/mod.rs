@@ -4,7 +4,8 @@
 //! written, read or deleted (the [engine](super) does), the store.
 //!
 //! All numbers are little-endian. A *block* is [`BLOCK`] bytes of the device, whatever
-//! the logical block size. No object is ever overwritten, none is empty.
+//! the logical block size. No object is ever overwritten, except the renewals, which
+//! decide nothing; none is empty.
 //!
 //! # Names
 //! `e`, `n`: 8 hexadecimal digits; `seq`, `k`: 12; `a`, an attach id: 32 ([`names`]).
@@ -12,6 +13,7 @@
 //! | name | what it is |
 //! |---|---|
 //! | `epoch/<e>` | a claim: who attached as number `e` ([`claim`]) |
+//! | `lease/<e>` | the owner of `e` is alive ([`claim`]) |
 //! | `released/<e>` | the owner of `e` ended in good order ([`claim`]) |
 //! | `root/<e>/<n>` | checkpoint `n` of epoch `e`; 0 is its pin ([`root`]) |
 //! | `seg/<e>.<a>/<seq>` | a segment: data, and the edits of the map ([`segment`]) |
@@ -32,7 +34,7 @@
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `swiftnbd` |
-//! | 8 | 1 | kind: 1 claim, 2 stop, 3 root, 4 segment, 5 map object, 6 key, 7 release |
+//! | 8 | 1 | kind: 1 claim, 2 stop, 3 root, 4 segment, 5 map object, 6 key, 7 release, 8 renewal |
 //! | 9 | 1 | version: 2 |
 //! | 10 | 2 | flags: bit 0: sealed. Others: 0 |
 //! | 12 | 4 | in a root: the number of the key object, 0 if there is none; else 0 |
@@ -40,7 +42,7 @@
 //!
 //! # Boxes
 //! Whatever matters lies in boxes. In a volume that is not encrypted, and always in
-//! claims, stops, releases and keys, a box is
+//! claims, renewals, stops, releases and keys, a box is
 //! `payload, CRC-32C (4) of (place, payload)`; else (flag *sealed*)
 //! `nonce (24), XChaCha20-Poly1305 ciphertext of payload, tag (16)` with the place as
 //! associated data ([`seal`]). The *place* is
@@ -80,6 +82,9 @@ pub mod segment;
 pub mod tables;
 mod wire;
 
+use std::fmt;
+use std::str::FromStr;
+
 pub(super) use seal::random;
 
 /// Bytes in a block, the unit of the map.
@@ -100,6 +105,22 @@ pub struct VolumeId(pub [u8; 16]);
 /// The random name of one attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttachId(pub [u8; 16]);
+
+/// As in names: 32 hexadecimal digits.
+impl fmt::Display for AttachId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
+
+impl FromStr for AttachId {
+    type Err = ();
+
+    fn from_str(text: &str) -> Result<AttachId, ()> {
+        let digits = names::digits(text, 32).ok_or(())?;
+        Ok(AttachId(digits.to_be_bytes()))
+    }
+}
 
 /// The first 16 bytes of a SHA-256.
 pub type Hash = [u8; 16];

@@ -3,6 +3,7 @@
 //! | name | field: lower-case hexadecimal digits |
 //! |---|---|
 //! | `epoch/<e>` | `e`: 8 |
+//! | `lease/<e>` | |
 //! | `released/<e>` | |
 //! | `root/<e>/<n>` | `n`: 8 |
 //! | `seg/<e>.<a>/<seq>` | `a`: 32, the attach id's bytes in order; `seq`: 12 |
@@ -19,6 +20,11 @@ pub fn epoch(e: u32) -> String {
     format!("epoch/{e:08x}")
 }
 
+/// The renewals of an epoch.
+pub fn lease(e: u32) -> String {
+    format!("lease/{e:08x}")
+}
+
 /// The good end of an epoch.
 pub fn released(e: u32) -> String {
     format!("released/{e:08x}")
@@ -31,12 +37,12 @@ pub fn root(e: u32, n: u32) -> String {
 
 /// A segment.
 pub fn segment(e: u32, a: AttachId, seq: u64) -> String {
-    format!("seg/{e:08x}.{:032x}/{seq:012x}", number(a))
+    format!("seg/{e:08x}.{a}/{seq:012x}")
 }
 
 /// A map object.
 pub fn map(e: u32, a: AttachId, k: u64) -> String {
-    format!("map/{e:08x}.{:032x}/{k:012x}", number(a))
+    format!("map/{e:08x}.{a}/{k:012x}")
 }
 
 /// A wrapped data key.
@@ -44,15 +50,13 @@ pub fn key(n: u32) -> String {
     format!("key/{n:08x}")
 }
 
-fn number(AttachId(bytes): AttachId) -> u128 {
-    u128::from_be_bytes(bytes)
-}
-
 /// A name, taken apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Name {
     /// The claim of an epoch.
     Epoch(u32),
+    /// The renewals of an epoch.
+    Lease(u32),
     /// The good end of an epoch.
     Released(u32),
     /// A checkpoint: epoch and number.
@@ -85,6 +89,7 @@ impl Name {
         let (kind, rest) = name.split_once('/')?;
         match kind {
             "epoch" => Some(Name::Epoch(hex32(rest)?)),
+            "lease" => Some(Name::Lease(hex32(rest)?)),
             "released" => Some(Name::Released(hex32(rest)?)),
             "key" => Some(Name::Key(hex32(rest)?)),
             "root" => {
@@ -108,7 +113,7 @@ impl Name {
 fn owned(text: &str) -> Option<(u32, AttachId, u64)> {
     let (owner, number) = text.split_once('/')?;
     let (e, a) = owner.split_once('.')?;
-    let attach = AttachId(digits(a, 32)?.to_be_bytes());
+    let attach = a.parse().ok()?;
     Some((hex32(e)?, attach, digits(number, 12)? as u64))
 }
 
@@ -116,7 +121,7 @@ fn hex32(text: &str) -> Option<u32> {
     Some(digits(text, 8)? as u32)
 }
 
-fn digits(text: &str, count: usize) -> Option<u128> {
+pub(super) fn digits(text: &str, count: usize) -> Option<u128> {
     let strict = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
     match strict && text.len() == count {
         true => u128::from_str_radix(text, 16).ok(),

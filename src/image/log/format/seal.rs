@@ -54,12 +54,14 @@ pub enum Kind {
     Key = 6,
     /// The good end of an epoch.
     Release = 7,
+    /// The word of an epoch's owner that it is alive.
+    Renewal = 8,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        let all = [Claim, Stop, Root, Segment, Map, Key, Release];
+        let all = [Claim, Stop, Root, Segment, Map, Key, Release, Renewal];
         all.into_iter().find(|&kind| kind as u8 == byte)
     }
 }

@@ -1,0 +1,106 @@
+//! Whether a volume of format 2 may be claimed: who has it, and whether that one lives.
+//!
+//! Knows: what a person should be told of a holder. Does not know: how a claim is made
+//! and what it is worth, which is [the lease's](crate::image::log::lease). What is
+//! found here is a courtesy: no promise relies on it.
+
+use super::explain;
+use super::registry::VolumeLock;
+use crate::config::Volume;
+use crate::error::{Error, Exit, Result};
+use crate::image::log::format::claim::Claim;
+use crate::image::log::lease::{self, Standing, wait_for};
+use crate::image::meta::{Holder, MetaError};
+use crate::store::ObjectStore;
+
+/// Refuses a volume that somebody has. `client` is what its container's lock says;
+/// `machine` the lock of this machine, which tells who is dead for certain; with
+/// `takeover` only a person's own lock is respected. Returns what is worth telling
+/// about the holder before, if it did not give the volume back.
+pub async fn may_claim(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    client: Option<&Holder>,
+    machine: Option<&VolumeLock>,
+    takeover: bool,
+) -> Result<Option<String>> {
+    if let Some(client) = client
+        && !client.is_daemon()
+    {
+        return Err(explain::meta(volume, &MetaError::Locked(client.clone())));
+    }
+    let failed = |error| explain::log(volume, &error);
+    let standing = lease::standing(store).await.map_err(failed)?;
+    let Standing::Claimed { claim, age, .. } = &standing else {
+        return Ok(None);
+    };
+    if machine.is_some_and(|machine| machine.dead().contains(&claim.attach)) {
+        return Ok(None);
+    }
+    let host = claim.host.escape_debug();
+    let name = &volume.name;
+    if takeover {
+        return Ok(Some(format!(
+            "volume {name}: it is taken from {host}; what that one did not store yet is lost{}",
+            waiting(claim)
+        )));
+    }
+    if standing.has_journal() || claim.lease.is_none() {
+        return Err(held(
+            volume,
+            claim,
+            client,
+            "may hold writes in its journal",
+        ));
+    }
+    let lately = match age {
+        Some(age) => format!("was heard of {} s ago", age.max(&0)),
+        None => "is alive".to_owned(),
+    };
+    if standing.is_fresh() || lease::is_renewed(store, &standing).await.map_err(failed)? {
+        return Err(held(volume, claim, client, &lately));
+    }
+    Ok(Some(format!(
+        "volume {name}: {host} did not give it back, and is not heard of any more{}",
+        waiting(claim)
+    )))
+}
+
+fn waiting(claim: &Claim) -> String {
+    match wait_for(claim.lease.unwrap_or(0)).as_secs() {
+        0 => String::new(),
+        seconds => format!("; waiting up to {seconds} s for its lease to run out"),
+    }
+}
+
+/// The refusal of a volume that somebody has.
+fn held(volume: &Volume, claim: &Claim, client: Option<&Holder>, how: &str) -> Error {
+    let name = &volume.name;
+    let host = claim.host.escape_debug();
+    let holder = match client {
+        Some(client) => format!("locked by {client}"),
+        None => "in use".to_owned(),
+    };
+    let (text, hint) = match (claim.lease, claim.flags) {
+        (None, 0) => (
+            format!("volume {name}: it is {holder}; {host} claimed it, without a time limit"),
+            format!("if that holder is dead, and only then: `swiftnbd unlock {name}`"),
+        ),
+        (_, flags) if flags != 0 => (
+            format!("volume {name}: it is {holder}; {host} {how}"),
+            format!(
+                "attach it there; if {host} is lost for good: `swiftnbd attach --takeover {name}`, \
+                 and what its journal holds is lost"
+            ),
+        ),
+        _ => (
+            format!("volume {name}: it is {holder}; {host} {how}"),
+            format!(
+                "detach it there; should {host} be dead, it is free {} s after it was last \
+                 heard of; `swiftnbd attach --takeover {name}` does not care",
+                claim.lease.unwrap_or(0)
+            ),
+        ),
+    };
+    Error::new(Exit::InUse, text).hint(hint)
+}

@@ -1,0 +1,492 @@
+//! The lease: the right of one attachment to answer for the volume, with a time limit.
+//!
+//! Knows: claims, renewals, releases, and two clocks, this machine's and the store's.
+//! Does not know: segments, roots, devices.
+//!
+//! # The protocol
+//! A lease is so many seconds long; its length *L* is in the claim.
+//!
+//! - The holder *renews* three times within it: it stores its renewal (`lease/<e>`), has
+//!   that answered, then looks for a claim of the next epoch. If there is none the lease
+//!   lasts until *L* after the moment before these requests were sent, by a clock that
+//!   counts suspended time, too. If there is one the volume is lost, for good.
+//! - A FLUSH is answered only after every segment up to its own is durable, and then
+//!   either the lease still lasts, by this machine's clock and by the store's; or a look
+//!   that began after the last of these answers found no later claim.
+//! - Whoever wants the volume looks how the highest epoch stands. Its owner said lately
+//!   that it is alive: refused. That is a courtesy and no more: nothing below relies on
+//!   it, nor on renewals.
+//! - Else it claims the next epoch, reads its claim back, and from that moment waits for
+//!   the longest lease of all epochs from the newest pinned one on, and a margin. Only
+//!   then it looks again whether it is the highest, and begins to decide what the volume
+//!   holds.
+//! - The wait is skipped where nobody can be waited for: the highest epoch has a pin and
+//!   was released by its owner, or its owner was a process of this machine that is dead
+//!   for certain (the claim's attach id is in a file that we have locked).
+//! - Of several that claim at once the highest goes on, each other one sees the next
+//!   claim and withdraws; it stores nothing further, a release least of all.
+//!
+//! # Why there are never two
+//! Let the holder's last look that found no claim be sent at `t`: it answers nothing for
+//! sure beyond `t + L`, or after a later look. The claim was not durable at `t`, else the
+//! look had found it, for an answered PUT and an answered read have a replica in common.
+//! The winner read its claim back later than that, so its wait ends after `t + L`. What
+//! the holder answered a FLUSH for was durable by then, and is found. What it stores
+//! later meets the winner's stops, or has names that nobody reads.
+//!
+//! | sequence of events | what closes it |
+//! |---|---|
+//! | the holder stands still between its last 201 and the answer to FLUSH, for longer than its lease | what is answered was durable, and looked after, before the winner began to decide |
+//! | the holder's machine is suspended | the clock counts that |
+//! | a virtual machine is paused, and none of its clocks moved | the store's clock did: the answers that come after the pause carry a later time, and a lease is only believed within both |
+//! | clocks of two machines run differently | the margin: two seconds and a tenth of the lease |
+//! | proxies' clocks differ | the store's time must lie in the lease less [`SKEW`]; beyond it the holder looks again |
+//! | the first of two candidates dies while it waits, the second finds an unpinned epoch | it waits for the longest of all leases from the pinned one on |
+//! | a candidate dies while it waits, and is started again on its machine | its epoch has no pin, so nothing is skipped |
+//! | the look is answered 404 by servers that do not know the claim | assumed not to happen, see below |
+//!
+//! # What it assumes
+//! An answered PUT and an answered read of the same name meet in at least one replica.
+//! Swift can be driven out of this: two of three primary servers lost for good, or PUTs
+//! that went to handoffs while their primaries could not be reached. Then two attachments
+//! may both believe in their lease; what is read stays one history (stops and pins), and
+//! what the other was answered after that is lost.
+//! A virtual machine that is restored from an image of its memory is outside of it, too.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::time::{Duration, sleep};
+
+use super::error::LogError;
+use super::format::claim::{Claim, JOURNAL, Release, Renewal};
+use super::format::{AttachId, VolumeId, names};
+use super::place::read_object;
+use super::{Who, recovery};
+use crate::store::{ErrorKind, ObjectStore, StoreError};
+
+/// The most by which the clocks of a store's proxies may differ.
+const SKEW: Duration = crate::store::swift::CLOCK_SKEW;
+
+/// A clock of this machine that counts the time in which it was suspended.
+pub trait Clock: Send + Sync + std::fmt::Debug {
+    /// The time since some moment.
+    fn now(&self) -> Duration;
+}
+
+/// Linux's `CLOCK_BOOTTIME`.
+#[derive(Debug, Clone, Copy)]
+pub struct BootClock;
+
+impl Clock for BootClock {
+    fn now(&self) -> Duration {
+        let clock = nix::time::ClockId::CLOCK_BOOTTIME;
+        match nix::time::clock_gettime(clock) {
+            Ok(now) => now.into(),
+            // It is there since Linux 2.6.39; a lease without it never lasts.
+            Err(_) => Duration::MAX,
+        }
+    }
+}
+
+/// How long a lease is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    seconds: u32,
+}
+
+impl Terms {
+    /// In seconds.
+    pub const DEFAULT: u32 = 30;
+    /// Below this, requests and their repetition take a good part of it.
+    pub const LEAST: u32 = 3;
+    /// Whoever takes a volume over waits that long.
+    pub const MOST: u32 = 3600;
+
+    /// A lease of so many seconds, within the bounds.
+    pub fn new(seconds: u32) -> Terms {
+        Terms {
+            seconds: seconds.clamp(Terms::LEAST, Terms::MOST),
+        }
+    }
+
+    /// Its length in seconds.
+    pub fn seconds(self) -> u32 {
+        self.seconds
+    }
+
+    /// Its length.
+    pub fn length(self) -> Duration {
+        Duration::from_secs(self.seconds.into())
+    }
+
+    /// Between two renewals.
+    pub fn between(self) -> Duration {
+        self.length() / 3
+    }
+}
+
+impl Default for Terms {
+    fn default() -> Terms {
+        Terms::new(Terms::DEFAULT)
+    }
+}
+
+/// How long to wait for a lease of so many seconds to end, from a moment at which it
+/// cannot be renewed any more.
+pub fn wait_for(seconds: u32) -> Duration {
+    let length = Duration::from_secs(seconds.into());
+    match seconds {
+        0 => Duration::ZERO,
+        _ => length + length / 10 + Duration::from_secs(2),
+    }
+}
+
+/// How the highest epoch stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    /// Nobody holds the volume.
+    Free,
+    /// Somebody may hold it.
+    Claimed {
+        /// Who.
+        claim: Box<Claim>,
+        /// Its last renewal; 0: none was seen.
+        renewals: u64,
+        /// How long ago that was, or the claim, by the store's clock in seconds;
+        /// negative where two of its servers disagree, `None` where it has no clock.
+        age: Option<i64>,
+    },
+}
+
+impl Standing {
+    /// The claim has a journal: it does not end for other hosts.
+    pub fn has_journal(&self) -> bool {
+        matches!(self, Standing::Claimed { claim, .. } if claim.flags & JOURNAL != 0)
+    }
+
+    /// Its owner said lately that it is alive.
+    pub fn is_fresh(&self) -> bool {
+        match self {
+            Standing::Free => false,
+            Standing::Claimed { claim, age, .. } => {
+                let length = i64::from(claim.lease.unwrap_or(0));
+                age.is_some_and(|age| (0..length).contains(&age))
+            }
+        }
+    }
+}
+
+/// Looks how the highest epoch stands. Changes nothing.
+pub async fn standing(store: &dyn ObjectStore) -> Result<Standing, LogError> {
+    let highest = recovery::highest_epoch(store).await?;
+    if highest == 0 {
+        return Ok(Standing::Free);
+    }
+    let claim = read_claim(store, highest).await?;
+    if claim.lease == Some(0) || released(store, &claim).await? {
+        return Ok(Standing::Free);
+    }
+    let name = names::lease(highest);
+    let renewals = match recovery::read(store, &name).await? {
+        Some(body) => match Renewal::decode(&name, &body) {
+            Ok((_, renewal)) if renewal.attach == claim.attach => renewal.count,
+            // It decides nothing, and the next one replaces it.
+            _ => 0,
+        },
+        None => 0,
+    };
+    let newest = match renewals {
+        0 => names::epoch(highest),
+        _ => name,
+    };
+    let age = match store.age(&newest).await {
+        Ok(age) => age,
+        Err(error) if error.kind == ErrorKind::NotFound => None,
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Standing::Claimed {
+        claim: Box::new(claim),
+        renewals,
+        age,
+    })
+}
+
+/// Watches whether the owner renews, for as long as it would have done so twice. False:
+/// nothing changed.
+pub async fn is_renewed(store: &dyn ObjectStore, seen: &Standing) -> Result<bool, LogError> {
+    let Standing::Claimed {
+        claim, renewals, ..
+    } = seen
+    else {
+        return Ok(false);
+    };
+    let Some(seconds) = claim.lease else {
+        return Ok(false);
+    };
+    let step = Duration::from_secs(seconds.into()) / 6;
+    for _ in 0..4 {
+        sleep(step).await;
+        match standing(store).await? {
+            Standing::Free => return Ok(false),
+            Standing::Claimed {
+                claim: now,
+                renewals: newer,
+                ..
+            } if now.attach != claim.attach || newer > *renewals => return Ok(true),
+            Standing::Claimed { .. } => {}
+        }
+    }
+    Ok(false)
+}
+
+/// Takes the volume from whoever has it, at a person's word: its owner learns of it with
+/// its next request, or the next renewal. Nobody has it then, and whoever opens it next
+/// waits for the lease to run out. Returns the owner's claim; `None` if nobody had it.
+pub async fn evict(store: &dyn ObjectStore, who: &Who) -> Result<Option<Claim>, LogError> {
+    let Standing::Claimed { claim, .. } = standing(store).await? else {
+        return Ok(None);
+    };
+    let name = names::epoch(claim.epoch);
+    let (volume, _) = read_object(store, &name, |body| Claim::decode(&name, &body)).await?;
+    recovery::claim(store, volume, claim.epoch, who, 0).await?;
+    Ok(Some(*claim))
+}
+
+async fn read_claim(store: &dyn ObjectStore, epoch: u32) -> Result<Claim, LogError> {
+    let name = names::epoch(epoch);
+    let (_, claim) = read_object(store, &name, |body| Claim::decode(&name, &body)).await?;
+    Ok(claim)
+}
+
+/// Whether the claim's owner said that it has ended.
+pub async fn released(store: &dyn ObjectStore, claim: &Claim) -> Result<bool, LogError> {
+    let name = names::released(claim.epoch);
+    Ok(match recovery::read(store, &name).await? {
+        Some(body) => match Release::decode(&name, &body) {
+            Ok((_, release)) => release.attach == claim.attach,
+            Err(damage) => return Err(LogError::damaged(name, damage)),
+        },
+        None => false,
+    })
+}
+
+/// How long whoever claims above these (the newest pinned epoch's claim, then every
+/// later one) has to wait. Only then it may decide what the volume holds. `dead`: attachments of this machine that are dead for
+/// certain.
+async fn wait_above(
+    store: &dyn ObjectStore,
+    claims: &[Option<Claim>],
+    dead: &[AttachId],
+) -> Result<Duration, LogError> {
+    if let [Some(only)] = claims
+        && (dead.contains(&only.attach) || released(store, only).await?)
+    {
+        return Ok(Duration::ZERO);
+    }
+    let lease = |claim: &Option<Claim>| match claim {
+        Some(claim) => claim.lease.unwrap_or(0),
+        // It cannot be found right now.
+        None => Terms::DEFAULT,
+    };
+    Ok(wait_for(claims.iter().map(lease).max().unwrap_or(0)))
+}
+
+/// One attachment's lease.
+#[derive(Debug)]
+pub struct Lease {
+    store: Arc<dyn ObjectStore>,
+    volume: VolumeId,
+    epoch: u32,
+    attach: AttachId,
+    terms: Terms,
+    clock: Arc<dyn Clock>,
+    lasts: Mutex<Lasts>,
+    renewals: AtomicU64,
+    /// The claims from the newest pinned epoch to ours.
+    below: Vec<Option<Claim>>,
+}
+
+/// Until when it lasts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lasts {
+    /// By this machine's clock.
+    until: Duration,
+    /// By the store's clock, if it has one: since 1970.
+    store_until: Option<Duration>,
+}
+
+impl Lease {
+    /// The lease of an epoch that was just claimed; it does not last yet. Its requests
+    /// go through `store`, which gives up soon.
+    pub fn new(
+        store: Arc<dyn ObjectStore>,
+        volume: VolumeId,
+        owner: (u32, AttachId),
+        terms: Terms,
+        clock: Arc<dyn Clock>,
+    ) -> Lease {
+        Lease {
+            store,
+            volume,
+            epoch: owner.0,
+            attach: owner.1,
+            terms,
+            clock,
+            lasts: Mutex::default(),
+            renewals: AtomicU64::new(0),
+            below: Vec::new(),
+        }
+    }
+
+    /// Claims the next epoch after `highest`; `below` has the claims from the newest
+    /// pinned epoch to that one. From now on the lease is to be [kept](Lease::keep).
+    ///
+    /// # Errors
+    /// [`LogError::Superseded`]: somebody else is first.
+    pub async fn claim(
+        store: Arc<dyn ObjectStore>,
+        volume: VolumeId,
+        highest: u32,
+        mut below: Vec<Option<Claim>>,
+        who: &Who,
+    ) -> Result<Lease, LogError> {
+        let seconds = who.terms.seconds();
+        let epoch = recovery::claim(&*store, volume, highest, who, seconds).await?;
+        below.extend(recovery::claims(&*store, highest + 1..epoch).await?);
+        let (owner, clock) = ((epoch, who.attach), Arc::clone(&who.clock));
+        Ok(Lease {
+            below,
+            ..Lease::new(store, volume, owner, who.terms, clock)
+        })
+    }
+
+    /// Waits until nobody else can have a lease, and has our own begin.
+    ///
+    /// # Errors
+    /// [`LogError::Superseded`]: somebody else has claimed the volume since.
+    pub async fn wait_out(&self, who: &Who) -> Result<(), LogError> {
+        let wait = wait_above(&*self.store, &self.below, &who.dead).await?;
+        if !wait.is_zero() {
+            let seconds = wait.as_secs();
+            tracing::info!("waiting {seconds} s for the lease of the last holder to run out");
+            sleep(wait).await;
+        }
+        recovery::is_ours(&*self.store, self.epoch, who).await?;
+        self.look().await
+    }
+
+    /// The epoch whose lease it is.
+    pub fn epoch(&self) -> u32 {
+        self.epoch
+    }
+
+    /// Whether it lasts, by both clocks. `store_now` is the time in the store's latest
+    /// answer, if it tells.
+    pub fn lasts(&self, store_now: Option<Duration>) -> bool {
+        let lasts = *self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
+        let here = self.clock.now() < lasts.until;
+        let there = match (store_now, lasts.store_until) {
+            (Some(now), Some(until)) => now + SKEW <= until,
+            (Some(_), None) => false,
+            (None, _) => true,
+        };
+        here && there
+    }
+
+    /// How many seconds of it are left, by this machine's clock.
+    pub fn seconds_left(&self) -> u64 {
+        let lasts = *self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
+        lasts.until.saturating_sub(self.clock.now()).as_secs()
+    }
+
+    /// Looks for a later claim, and lets the lease last from before that.
+    ///
+    /// # Errors
+    /// [`LogError::Superseded`]: there is one.
+    pub async fn look(&self) -> Result<(), LogError> {
+        self.look_through(&*self.store, self.clock.now()).await
+    }
+
+    /// The same through a store that may be more patient.
+    pub async fn look_patiently(&self, store: &dyn ObjectStore) -> Result<(), LogError> {
+        self.look_through(store, self.clock.now()).await
+    }
+
+    async fn look_through(
+        &self,
+        store: &dyn ObjectStore,
+        before: Duration,
+    ) -> Result<(), LogError> {
+        // What a patient store repeats may have been sent long ago.
+        let store_before = store.time();
+        let name = names::epoch(self.epoch + 1);
+        match store.get(&name).await {
+            Err(error) if error.kind == ErrorKind::NotFound => {}
+            Err(error) => return Err(error.into()),
+            Ok(body) => {
+                return Err(match Claim::decode(&name, &body) {
+                    Ok((_, claim)) => LogError::Superseded(Box::new(claim)),
+                    Err(_) => LogError::Fenced(format!("{name} exists")),
+                });
+            }
+        }
+        let mut lasts = self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
+        lasts.until = lasts.until.max(before + self.terms.length());
+        // Before the first answer there is nothing to count from.
+        let store_until = store_before.map(|then| then + self.terms.length());
+        lasts.store_until = lasts.store_until.max(store_until);
+        Ok(())
+    }
+
+    /// Says that we are alive, and looks.
+    async fn renew(&self) -> Result<(), LogError> {
+        let before = self.clock.now();
+        let count = self.renewals.fetch_add(1, Ordering::Relaxed) + 1;
+        let renewal = Renewal {
+            epoch: self.epoch,
+            attach: self.attach,
+            count,
+        };
+        let name = names::lease(self.epoch);
+        let body = renewal.encode(self.volume, &name);
+        match self.store.put(&name, body).await {
+            // A later one is there already, by another proxy's clock.
+            Err(error) if error.kind == ErrorKind::Superseded => {}
+            other => other?,
+        }
+        self.look_through(&*self.store, before).await
+    }
+
+    /// Renews until a later claim is seen, and returns it.
+    pub async fn keep(&self) -> LogError {
+        let mut failed_since = None;
+        loop {
+            match self.renew().await {
+                Ok(()) => {
+                    if let Some(since) = failed_since.take() {
+                        let seconds = self.clock.now().saturating_sub(since).as_secs();
+                        tracing::warn!("the lease is renewed again, after {seconds} s");
+                    }
+                    sleep(self.terms.between()).await;
+                }
+                Err(LogError::Store(error)) => {
+                    self.cannot_renew(&error, &mut failed_since);
+                    sleep(self.terms.between() / 4).await;
+                }
+                Err(lost) => return lost,
+            }
+        }
+    }
+
+    fn cannot_renew(&self, error: &StoreError, since: &mut Option<Duration>) {
+        if since.is_none() {
+            tracing::warn!(
+                "the lease cannot be renewed; it lasts for {} s more, then no flush is answered \
+                 until it is: {error}",
+                self.seconds_left()
+            );
+            *since = Some(self.clock.now());
+        }
+    }
+}
