@@ -1,6 +1,8 @@
 //! Format 2, one attachment after another: an older writer that is still alive changes
 //! nothing that is read; roots are found among hundreds; numbers never restart.
 
+#[path = "support/attachments.rs"]
+mod attachments;
 mod support;
 
 use std::sync::Arc;
@@ -32,7 +34,7 @@ async fn volume() -> Arc<dyn ObjectStore> {
 }
 
 fn who(host: &str) -> Who {
-    Who::new(host, 0)
+    attachments::who(host)
 }
 
 fn limits() -> Limits {

@@ -5,6 +5,8 @@
 //! `SWIFTNBD_SEED=17 cargo test --test log_model` runs one seed,
 //! `SWIFTNBD_MODEL_SEEDS=1000` so many.
 
+#[path = "support/attachments.rs"]
+mod attachments;
 mod support;
 
 use std::collections::{BTreeSet, HashMap};
@@ -360,7 +362,7 @@ fn passphrase() -> Passphrase {
 }
 
 fn who() -> Who {
-    Who::new("model", 0)
+    attachments::who("model")
 }
 
 /// Far more pages than the map may keep, each with much in it: they are dropped and

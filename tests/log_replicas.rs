@@ -7,6 +7,8 @@
 //! `scripts/test replicas`; without that Swift it fails. `SWIFTNBD_SEED=5` chooses
 //! another course of events, `SWIFTNBD_LIVES=40` a longer one.
 
+#[path = "support/attachments.rs"]
+mod attachments;
 #[path = "support/plain_swift.rs"]
 mod plain_swift;
 mod support;
@@ -95,7 +97,7 @@ fn store(proxy: &str, container: &str) -> Retry {
 }
 
 fn who() -> Who {
-    Who::new("replicas", 0)
+    attachments::who("replicas")
 }
 
 async fn open(proxy: &str, container: &str) -> Log {

@@ -1,6 +1,9 @@
 //! Format 2 in the long run: what it stores stays in proportion to what lives,
 //! however it is written, and what lives is never deleted.
 
+#[path = "support/attachments.rs"]
+mod attachments;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -27,7 +30,7 @@ struct Volume {
 }
 
 fn who() -> Who {
-    Who::new("space", 0)
+    attachments::who("space")
 }
 
 impl Volume {

@@ -2,6 +2,9 @@
 
 #![allow(dead_code, reason = "each test uses a part of it")]
 
+#[path = "attachments.rs"]
+mod attachments;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -29,7 +32,7 @@ pub fn passphrase(text: &str) -> Passphrase {
 }
 
 pub fn who() -> Who {
-    Who::new("host.example", 1_700_000_000)
+    attachments::who("host.example")
 }
 
 pub fn limits() -> Limits {
