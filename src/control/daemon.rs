@@ -294,6 +294,7 @@ async fn connect(
         pid: std::process::id(),
         since: unix_now(),
         client: lease.client(),
+        format: lease.format(),
     };
     Ok(Attachment {
         number,

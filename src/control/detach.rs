@@ -8,6 +8,7 @@
 use std::io;
 use std::time::Duration;
 
+use super::lease::way_back;
 use super::netlink::Nbd;
 use super::registry::{self, Client, Entry, Request, Response};
 use super::sysfs::{self, NotReleased};
@@ -111,8 +112,8 @@ fn clean_up_after_death(device: NbdDevice, entry: &Entry, error: &io::Error) -> 
     let volume = &entry.volume;
     Err(Error::failed(format!(
         "{device}: the daemon of volume {volume} (process {}) is dead: {error}. The device is \
-         released; what was not flushed is lost, and the container is still locked by {}",
+         released; what was not flushed is lost, and its container is still locked by {}",
         entry.pid, entry.client
     ))
-    .hint(format!("`swiftnbd unlock {volume}` makes it usable again")))
+    .hint(way_back(volume, entry.format)))
 }

@@ -49,6 +49,17 @@ fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
     Err(Error::usage(text).hint(format!("it must be at least {}", format_size(least))))
 }
 
+/// How a volume of this format that was not given back can be used again.
+pub fn way_back(volume: &str, format: u8) -> String {
+    match format {
+        1 => format!("`swiftnbd unlock {volume}` makes it usable again"),
+        _ => format!(
+            "`swiftnbd attach {volume}` takes it up again: here at once, elsewhere when its lease \
+             has run out"
+        ),
+    }
+}
+
 /// A volume that is ours to use.
 #[derive(Debug)]
 pub struct Lease {
@@ -203,6 +214,16 @@ impl Lease {
             Err(error @ MetaError::Deleting) => Err(explain::meta(&self.volume, &error)),
             _ => Ok(()),
         }
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.volume.name
+    }
+
+    /// The volume's format, 1 or 2.
+    pub fn format(&self) -> u8 {
+        self.there.format.number()
     }
 
     /// What the container's lock says of us.

@@ -49,6 +49,8 @@ pub struct Entry {
     pub since: u64,
     /// What the container's lock says while it is attached.
     pub client: String,
+    /// The volume's format, 1 or 2.
+    pub format: u8,
 }
 
 /// A request on a control socket.

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::daemon::{Attachment, disconnect};
 use super::explain;
-use super::lease::Lease;
+use super::lease::{Lease, way_back};
 use super::netlink::Nbd;
 use super::registry::{self, MAX_LINE, Request, Response};
 use super::service;
@@ -356,12 +356,13 @@ impl Shared {
                 return Err(explain::taken_over(&number.to_string(), &error, lost));
             }
             let lost = format_size(lost);
-            return Err(Error::failed(format!(
+            let text = format!(
                 "{number}: {lost} could not be stored and are lost ({}); the container stays \
-                 locked, because requests may still be on their way: `swiftnbd unlock` when the \
-                 store works again",
-                error.message
-            )));
+                 locked, because requests may still be on their way; when the store works again: {}",
+                error.message,
+                way_back(lease.name(), lease.format())
+            );
+            return Err(Error::failed(text));
         }
         let unlocked = self.persist("cannot unlock the container", false, || async {
             lease.release().await

@@ -102,6 +102,14 @@ swiftnbd() {
 }
 options=(--config "$config" --log-file "$daemon_log")
 
+# elsewhere ARGUMENT...: the same on another machine, as far as files and names tell.
+elsewhere() {
+    # shellcheck disable=SC2016
+    timeout --kill-after 5 "${patience:-150}" unshare --uts --mount bash -c '
+        hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && exec "$@"
+    ' bash "$TEST_SWIFTNBD" "${options[@]}" "$@"
+}
+
 # volumes dir|swift NAME...: write the configuration.
 volumes() {
     { local -; set +x; } 2>/dev/null
@@ -114,6 +122,7 @@ volumes() {
         fi
         for name; do
             printf '\n[volumes.%s]\n' "$name"
+            [[ ! ${lease:-} ]] || printf 'lease = "%s"\n' "$lease"
             [[ $where == swift ]] || printf 'store = "dir:%s"\n' "$work/store"
         done
     } >"$config"

@@ -63,7 +63,6 @@ wait_for 60 gone "$pid"
 no connected "$D"
 lab restart proxy
 contains "$(lock_of vol)" "locked by $(hostname):$pid"
-swiftnbd unlock vol
 D=$(swiftnbd attach vol)
 holds 5 0
 swiftnbd detach "$D"

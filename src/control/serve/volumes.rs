@@ -136,7 +136,8 @@ impl Volumes {
         }
         lost.iter().for_each(|lost| tracing::error!("{lost}"));
         Err(Error::failed(lost.join("; ")).hint(
-            "`swiftnbd unlock NAME` when the store works again: requests may still be on their way",
+            "requests may still be on their way; when the store works again, a volume of format 2 \
+             can be used at once, one of format 1 after `swiftnbd unlock NAME`",
         ))
     }
 
