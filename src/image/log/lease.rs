@@ -20,8 +20,8 @@
 //!   the longest lease of all epochs from the newest pinned one on, and a margin. Only
 //!   then it looks again whether it is the highest, and begins to decide what the volume
 //!   holds.
-//! - The wait is skipped where nobody can be waited for: the highest epoch has a pin and
-//!   was released by its owner, or its owner was a process of this machine that is dead
+//! - The wait is skipped where nobody can be waited for: the highest epoch (of those that
+//!   were claimed to be held) has a pin and was released by its owner, or its owner was a process of this machine that is dead
 //!   for certain (the claim's attach id is in a file that we have locked).
 //! - Of several that claim at once the highest goes on, each other one sees the next
 //!   claim and withdraws; it stores nothing further, a release least of all.
@@ -279,7 +279,12 @@ async fn wait_above(
     claims: &[Option<Claim>],
     dead: &[AttachId],
 ) -> Result<Duration, LogError> {
-    if let [Some(only)] = claims
+    // One without a lease to wait for only ended those before it: nobody has it.
+    let held: Vec<_> = claims
+        .iter()
+        .filter(|claim| claim.as_ref().is_none_or(|claim| claim.lease != Some(0)))
+        .collect();
+    if let [Some(only)] = &held[..]
         && (dead.contains(&only.attach) || released(store, only).await?)
     {
         return Ok(Duration::ZERO);
