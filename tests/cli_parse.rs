@@ -213,7 +213,7 @@ fn mistakes_are_usage_errors_that_say_what_is_wrong() {
         ("swiftnbd detach /dev/sda", "/dev/nbd0"),
         ("swiftnbd detach v --timeout soon", "30s"),
         ("swiftnbd list -s --json", "cannot be used with"),
-        ("swiftnbd attach v --takeover", "--takeover"),
+        ("swiftnbd detach v --takeover", "--takeover"),
     ] {
         let (status, text) = refusal(line);
         assert_eq!(status, 2, "{line}");

@@ -131,6 +131,9 @@ pub struct LogStats {
     pub collected_bytes: u64,
     /// Objects that were deleted since the attach.
     pub deleted_objects: u64,
+    /// How long the lease still lasts if it is not renewed, in seconds.
+    #[serde(default)]
+    pub lease_seconds: u64,
 }
 
 /// A request to an image that failed.

@@ -166,6 +166,7 @@ impl Image for Log {
             seconds_behind: since.map_or(0, |since| since.elapsed().as_secs()),
             collected_bytes: engine.counters.collected.load(Ordering::Relaxed),
             deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
+            lease_seconds: engine.lease.seconds_left(),
         };
         Stats {
             dirty_bytes: held,

@@ -447,7 +447,8 @@ impl Lease {
     /// Says that we are alive, and looks.
     async fn renew(&self) -> Result<(), LogError> {
         let before = self.clock.now();
-        let count = self.renewals.fetch_add(1, Ordering::Relaxed) + 1;
+        // One that is repeated says the same: the store waits for no other to be settled.
+        let count = self.renewals.load(Ordering::Relaxed) + 1;
         let renewal = Renewal {
             epoch: self.epoch,
             attach: self.attach,
@@ -460,6 +461,7 @@ impl Lease {
             Err(error) if error.kind == ErrorKind::Superseded => {}
             other => other?,
         }
+        self.renewals.store(count, Ordering::Relaxed);
         self.look_through(&*self.store, before).await
     }
 
