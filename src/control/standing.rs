@@ -5,7 +5,7 @@
 //! found here is a courtesy: no promise relies on it.
 
 use super::explain;
-use super::registry::VolumeLock;
+use super::registry::{VolumeLock, host_name};
 use crate::config::Volume;
 use crate::error::{Error, Exit, Result};
 use crate::image::log::format::claim::Claim;
@@ -57,7 +57,9 @@ pub async fn may_claim(
         Some(age) => format!("was heard of {} s ago", age.max(&0)),
         None => "is alive".to_owned(),
     };
-    if standing.is_fresh() || lease::is_renewed(store, &standing).await.map_err(failed)? {
+    // A machine that has just started again may find what it was itself before.
+    let fresh = standing.is_fresh() && claim.host != host_name();
+    if fresh || lease::is_renewed(store, &standing).await.map_err(failed)? {
         return Err(held(volume, claim, client, &lately));
     }
     Ok(Some(format!(

@@ -127,8 +127,11 @@ pid=$(pid_of vol)
 kill -KILL "$pid"
 wait_for 60 no connected "$D"
 expect 1 swiftnbd detach "$D"
-contains "$err" "$D" vol "$pid" dead 'attach vol'
+again='attach vol'
+((format == 2)) || again='unlock vol'
+contains "$err" "$D" vol "$pid" dead "$again"
 expect 4 swiftnbd detach "$D"
+((format == 2)) || expect 0 swiftnbd unlock vol
 expect 0 swiftnbd attach vol
 D=$out
 expect 0 fsck.ext4 -fn "$D"
