@@ -1,9 +1,9 @@
 //! The daemon: owns one device from CONNECT to DISCONNECT.
 //!
-//! The order at the start: everything that can be refused without a trace; the
-//! guardian (while there is one thread); the lease; the volume; the transmission
-//! phase on our end of a socketpair; CONNECT with the other end; the device is
-//! opened once, so that the scan for partitions is over; registry; report.
+//! The order at the start: everything that can be refused without a trace; what helps
+//! when memory is short; the guardian (while there is one thread); the lease; the volume;
+//! the transmission phase on our end of a socketpair; CONNECT with the other end; the
+//! device is opened once, so that the scan for partitions is over; registry; report.
 //!
 //! The order at the end, whoever asked for it: the device is held exclusively; its
 //! buffers are written out; FLUSH; DISCONNECT; the transmission phase ends;
@@ -33,7 +33,7 @@ use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, unix_now};
 use super::session::Session;
 use super::signals::Signals;
-use super::{block_on, container, passphrase, require_root, service, sysfs};
+use super::{block_on, container, memory, passphrase, require_root, service, sysfs};
 use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
@@ -151,6 +151,7 @@ fn attach_and_serve(
     if let Wanted::This(device) = wanted {
         check_free(device)?;
     }
+    memory::prepare();
     let guardian = Guardian::start()?;
     let runtime = runtime()?;
     let result = runtime.block_on(attach(

@@ -31,6 +31,7 @@ pub mod explain;
 pub mod guardian;
 pub mod lease;
 pub mod logging;
+pub mod memory;
 pub mod netlink;
 pub mod open;
 pub mod original;

@@ -100,6 +100,9 @@ pub async fn run(engine: Arc<Engine>) {
                 Ok(false) => bad.extend(victims),
                 Err((_, LogError::Store(error))) => {
                     tracing::warn!("what is live cannot be collected, it is tried again: {error}");
+                    // Writers do not wait for what may not succeed; only a volume with an
+                    // `io_timeout` gets here.
+                    engine.crowded.send_replace(false);
                     sleep(PAUSE).await;
                 }
                 Err((seq, _)) if !engine.map.space(|space| space.knows(seq)) => {}

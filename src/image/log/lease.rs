@@ -43,6 +43,8 @@
 //! | proxies' clocks differ | the store's time must lie in the lease less [`SKEW`]; beyond it the holder looks again |
 //! | the first of two candidates dies while it waits, the second finds an unpinned epoch | it waits for the longest of all leases from the pinned one on |
 //! | a candidate dies while it waits, and is started again on its machine | its epoch has no pin, so nothing is skipped |
+//! | a claim below ours cannot be found, and so not how long its lease is | it is taken to be as long as ours, or as usual |
+//! | an answer to a renewal is lost | it is repeated with the same bytes, so it need not wait for the first to be settled |
 //! | the look is answered 404 by servers that do not know the claim | assumed not to happen, see below |
 //!
 //! # What it assumes
@@ -272,12 +274,14 @@ pub async fn released(store: &dyn ObjectStore, claim: &Claim) -> Result<bool, Lo
 }
 
 /// How long whoever claims above these (the newest pinned epoch's claim, then every
-/// later one) has to wait. Only then it may decide what the volume holds. `dead`: attachments of this machine that are dead for
-/// certain.
+/// later one) has to wait before it may decide what the volume holds. `dead`: attachments
+/// of this machine that are dead for certain. `ours`: the length of our own lease, in
+/// seconds.
 async fn wait_above(
     store: &dyn ObjectStore,
     claims: &[Option<Claim>],
     dead: &[AttachId],
+    ours: u32,
 ) -> Result<Duration, LogError> {
     // One without a lease to wait for only ended those before it: nobody has it.
     let held: Vec<_> = claims
@@ -292,7 +296,7 @@ async fn wait_above(
     let lease = |claim: &Option<Claim>| match claim {
         Some(claim) => claim.lease.unwrap_or(0),
         // It cannot be found right now.
-        None => Terms::DEFAULT,
+        None => ours.max(Terms::DEFAULT),
     };
     Ok(wait_for(claims.iter().map(lease).max().unwrap_or(0)))
 }
@@ -371,7 +375,7 @@ impl Lease {
     /// # Errors
     /// [`LogError::Superseded`]: somebody else has claimed the volume since.
     pub async fn wait_out(&self, who: &Who) -> Result<(), LogError> {
-        let wait = wait_above(&*self.store, &self.below, &who.dead).await?;
+        let wait = wait_above(&*self.store, &self.below, &who.dead, who.terms.seconds()).await?;
         if !wait.is_zero() {
             let seconds = wait.as_secs();
             tracing::info!("waiting {seconds} s for the lease of the last holder to run out");
@@ -437,7 +441,7 @@ impl Lease {
             }
         }
         let mut lasts = self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
-        lasts.until = lasts.until.max(before + self.terms.length());
+        lasts.until = lasts.until.max(before.saturating_add(self.terms.length()));
         // Before the first answer there is nothing to count from.
         let store_until = store_before.map(|then| then + self.terms.length());
         lasts.store_until = lasts.store_until.max(store_until);

@@ -1,0 +1,106 @@
+#!/usr/bin/env bash
+# Two machines, as far as names and files tell, and one volume: the second is refused
+# while the first is heard of. The first one is frozen past its lease; the second has the
+# volume then, and writes. Thawed, the first changes nothing that is read: its device
+# fails, and its log says why. Then a person takes the volume from a machine that is
+# alive, with --takeover, and with unlock.
+# needs: swift
+# shellcheck source-path=SCRIPTDIR source=lib.sh
+. "$(dirname "$0")/lib.sh"
+
+# shellcheck disable=SC2034
+lease=4s
+volumes swift vol
+swiftnbd setup vol --size 64M
+
+# shellcheck disable=SC2016
+unshare --uts --mount bash -c '
+    hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && touch "$1" && exec sleep infinity
+' bash "$work/ready" &
+other=$!
+wait_for 30 test -e "$work/ready"
+# there ARGUMENT...: on the second machine.
+there() {
+    timeout --kill-after 5 "${patience:-150}" nsenter --target "$other" --mount --uts \
+        "$TEST_SWIFTNBD" --config "$config" --log-file "$TEST_DIR/there.log" "$@"
+}
+
+# put DEVICE BLOCK LETTER: a block of that letter, durable.
+put() {
+    head -c 4096 /dev/zero | tr '\0' "$3" |
+        dd of="$1" bs=4096 seek="$2" oflag=direct conv=fsync,notrunc status=none
+}
+# is DEVICE BLOCK LETTER
+is() {
+    local found
+    found=$(dd if="$1" bs=4096 skip="$2" count=1 iflag=direct status=none | tr '\0' . | sort -u)
+    equal "block $2 of $1" "$found" "$(printf '%4096s' '' | tr ' ' "$3")"
+}
+heard_in() { grep -q "$2" "$1"; }
+
+: the first one has it
+D=$(swiftnbd attach vol)
+pid=$(pid_of vol)
+put "$D" 0 a
+expect 3 there attach vol
+contains "$err" vol "$(hostname):$pid since" 's ago' --takeover
+
+: it is frozen, and the second one gets it without anybody
+kill -STOP "$pid"
+attached() { there attach vol >"$work/device" 2>"$work/notice"; }
+wait_for 120 attached
+E=$(<"$work/device")
+contains "$(<"$work/notice")" "$(hostname) did not give it back" 'waiting up to'
+is "$E" 0 a
+put "$E" 0 b
+put "$E" 1 c
+
+: thawed, the first one changes nothing, fails, and says why
+put "$D" 0 z 2>"$work/err" &
+writer=$!
+kill -CONT "$pid"
+no wait $writer
+contains "$(<"$work/err")" 'Input/output error'
+wait_for 60 heard_in "$daemon_log" 'no longer ours.*attached by elsewhere'
+expect 1 dd if="$D" of=/dev/null iflag=direct bs=4K count=1
+echo 3 >/proc/sys/vm/drop_caches
+is "$E" 0 b
+is "$E" 1 c
+contains "$(lock_of vol)" 'locked by elsewhere:'
+expect 3 swiftnbd detach "$D"
+contains "$err" elsewhere --force
+swiftnbd detach "$D" --force 2>"$work/err" || true
+contains "$(<"$work/err")" elsewhere
+wait_for 60 gone "$pid"
+contains "$(lock_of vol)" 'locked by elsewhere:'
+
+: a person takes it from the second one, which is alive
+expect 3 swiftnbd attach vol
+expect 0 swiftnbd attach vol --takeover
+D=$out
+contains "$err" 'taken from elsewhere' lost
+is "$D" 0 b
+put "$D" 1 d
+no put "$E" 1 z
+wait_for 60 heard_in "$TEST_DIR/there.log" 'no longer ours'
+is "$D" 1 d
+there detach "$E" --force || true
+no connected "$E"
+contains "$(lock_of vol)" "locked by $(hostname):"
+
+: and with unlock, from elsewhere
+pid=$(pid_of vol)
+expect 0 there unlock vol
+equal 'lock' "$(lock_of vol)" unlocked
+wait_for 60 heard_in "$daemon_log" "no longer ours.*attached by elsewhere"
+no put "$D" 1 z
+swiftnbd detach "$D" --force || true
+wait_for 60 gone "$pid"
+D=$(swiftnbd attach vol)
+is "$D" 0 b
+is "$D" 1 d
+swiftnbd detach "$D"
+equal 'lock' "$(lock_of vol)" unlocked
+kill "$other"
+wait "$other" || true
+no_processes
