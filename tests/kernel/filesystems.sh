@@ -4,7 +4,7 @@
 # again all is the same, and the file systems are clean.
 # cases: dir1 dir2 swift2
 # full: dir2
-# needs: mem=1536M
+# needs: mem=4096M
 # swift2 needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
