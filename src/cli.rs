@@ -6,6 +6,7 @@
 
 mod volume;
 
+use std::ffi::OsString;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -77,6 +78,29 @@ pub struct Global {
 }
 
 impl Global {
+    /// These options, as a command line has them.
+    pub fn words(&self) -> Vec<OsString> {
+        let mut words = Vec::new();
+        let files = [
+            ("--config", &self.config),
+            ("--secrets", &self.secrets),
+            ("--log-file", &self.log_file),
+        ];
+        for (option, path) in files {
+            if let Some(path) = path {
+                words.extend([option.into(), path.into()]);
+            }
+        }
+        if let Some(store) = &self.store {
+            words.extend(["--store".into(), store.into()]);
+        }
+        words.extend((0..self.verbose).map(|_| "-v".into()));
+        if self.syslog {
+            words.push("--syslog".into());
+        }
+        words
+    }
+
     /// Where the configuration comes from: these options, and the system.
     pub fn sources(&self) -> Sources {
         Sources {
@@ -97,6 +121,8 @@ pub enum Command {
     Attach(Attach),
     /// Detach a device; returns when all is durable and unlocked
     Detach(Detach),
+    /// Have attached devices served by the program that is installed now
+    Restart(Restart),
     /// Show what is attached, and how it is doing
     Status(Status),
     /// List the volumes
@@ -139,6 +165,9 @@ Common mistakes:
     /// The process behind `attach`
     #[command(name = crate::control::attach::DAEMON_VERB, hide = true)]
     Daemon(Attach),
+    /// A daemon that goes on with the device of the program before
+    #[command(name = crate::control::handover::VERB, hide = true)]
+    Resume(Resume),
     /// Start the unit of each volume that is attached at boot
     #[command(name = "__boot", hide = true)]
     Boot,
@@ -216,6 +245,54 @@ pub struct Detach {
     /// Wait no longer than this [default: as long as it takes]
     #[arg(long, value_name = "SECONDS", value_parser = parse_duration)]
     pub timeout: Option<Duration>,
+}
+
+/// Arguments of `restart`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  swiftnbd restart /dev/nbd0
+  swiftnbd restart all                 # after an upgrade
+
+What is mounted stays mounted, and what runs goes on after a pause, mostly of less
+than a second: the new program is tried before the old one stops. It reads the
+configuration again, so that new limits hold from then on. If it cannot do its work,
+the old one goes on, and the status is not 0.
+
+Common mistakes:
+  - To detach and attach again for an upgrade: there is no need to.
+  - To expect it to move a volume: where it is kept, its name and its device stay.")]
+pub struct Restart {
+    /// The device, or the volume on it, or all of them
+    #[arg(value_name = "DEVICE|NAME|all", value_parser = parse_restarted)]
+    pub target: Restarted,
+}
+
+/// What `restart` restarts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Restarted {
+    /// One attachment.
+    One(Target),
+    /// All that there are on this machine.
+    All,
+}
+
+fn parse_restarted(text: &str) -> Result<Restarted, String> {
+    match text {
+        "all" => Ok(Restarted::All),
+        text => parse_target(text).map(Restarted::One),
+    }
+}
+
+/// Arguments of the process that goes on with a device.
+#[derive(Debug, Clone, Args)]
+pub struct Resume {
+    /// The volume
+    #[arg(value_parser = parse_name)]
+    pub name: String,
+    /// The descriptor that tells the rest [default: stdin, and it is only a trial]
+    #[arg(long)]
+    pub state: Option<i32>,
 }
 
 /// Arguments of `status`.

@@ -5,6 +5,7 @@
 //! errnos (above), how a range is kept (below).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -176,6 +177,13 @@ impl Device {
     /// any more, and stops. Nothing may be called afterwards.
     pub async fn close(&self) -> Result<(), DeviceError> {
         Ok(self.image.close().await?)
+    }
+
+    /// Makes everything durable and stops, for another device that goes on with the
+    /// volume. False: not within `patience`, and this one works on, as it does after an
+    /// error.
+    pub async fn hand_over(&self, patience: Duration) -> Result<bool, DeviceError> {
+        Ok(self.image.hand_over(patience).await?)
     }
 
     async fn flush_if(&self, fua: bool) -> Result<(), DeviceError> {

@@ -66,7 +66,7 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
         // One that has ended says why below.
         let _ = stdin.write_all(bytes);
     }
-    let device = await_ready(daemon, |how| {
+    let device = await_ready(&mut daemon, |how| {
         Error::failed(format!(
             "volume {}: the daemon died before the device was ready ({how})",
             args.name
@@ -79,7 +79,7 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
 
 /// Passes on what a process says on its stdout, until it is ready: what it says
 /// then. `died` is the error if it ends without a word.
-pub fn await_ready(mut daemon: Child, died: impl Fn(String) -> Error) -> Result<String> {
+pub fn await_ready(daemon: &mut Child, died: impl Fn(String) -> Error) -> Result<String> {
     let Some(reports) = daemon.stdout.take() else {
         return Err(Error::failed("a process was started without a pipe"));
     };
@@ -143,25 +143,13 @@ fn arguments(global: &Global, args: &Attach) -> Vec<std::ffi::OsString> {
             words.push(option.into());
         }
     }
-    let files = [("--config", &global.config), ("--secrets", &global.secrets)];
-    for (option, path) in files.into_iter().chain([("--log-file", &global.log_file)]) {
-        if let Some(path) = path {
-            words.extend([option.into(), path.into()]);
-        }
-    }
     if let Some(path) = &args.passphrase.passphrase_file {
         // The daemon works in another directory.
         let whole = std::path::absolute(path);
         let path = whole.unwrap_or_else(|_| path.clone());
         words.extend(["--passphrase-file".into(), path.into()]);
     }
-    if let Some(store) = &global.store {
-        words.extend(["--store".into(), store.into()]);
-    }
-    words.extend((0..global.verbose).map(|_| "-v".into()));
-    if global.syslog {
-        words.push("--syslog".into());
-    }
+    words.extend(global.words());
     words
 }
 

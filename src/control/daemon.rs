@@ -13,32 +13,35 @@
 
 use std::future::pending;
 use std::io::Write;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream as StdUnixStream;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::UnixStream;
+use tokio::net::{UnixListener, UnixStream};
 use tokio::runtime::Runtime;
+use tokio::sync::oneshot;
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, sleep};
 use tracing::Instrument;
 
 use super::attach::{Report, check_free, wanted_device};
 use super::guardian::Guardian;
+use super::handover::{self, Leaving, Passed, State, Told};
 use super::lease::Lease;
 use super::logging::{self, Process};
 use super::netlink::{Connect, Nbd, NetlinkError};
-use super::registry::{self, Entry, unix_now};
-use super::session::Session;
+use super::registry::{self, Entry, Response, unix_now};
+use super::session::{Ended, Session};
 use super::signals::Signals;
-use super::{block_on, container, memory, passphrase, require_root, service, sysfs};
-use crate::cli::{Attach, Global};
+use super::{block_on, container, memory, open, passphrase, require_root, service, sysfs};
+use crate::cli::{Attach, Global, Resume};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
-use crate::nbd::transmission::{self, Ended, Limits, TransmissionError};
+use crate::nbd::transmission::{self, Limits, TransmissionError};
 use crate::nbd::wire::transmission_flags;
 
 /// Socket buffers, in bytes: the kernel's driver does not cope well with partial
@@ -47,6 +50,9 @@ const SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long the kernel may take to show a connected device.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// Between two attempts to open the volume of a device that is there.
+const BETWEEN_TRIES: Duration = Duration::from_secs(2);
 
 /// Threads that answer requests. The work is copying and checksums; more would
 /// compete with whoever uses the device.
@@ -93,8 +99,10 @@ pub fn run_in_background(global: &Global, args: &Attach) -> Result<()> {
         logging::start(global, Process::Daemon)?;
         let config = Config::load(&global.sources())?;
         // The caller's directory was needed for relative paths only.
+        let directory = current_directory()?;
         std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
-        attach_and_serve(&config, args, &Reporter::Pipe, &mut reported)
+        let reporting = (&Reporter::Pipe, &mut reported);
+        attach_and_serve(global, &config, args, directory, reporting)
     })();
     if let Err(error) = &result {
         tracing::error!("{}", error.message);
@@ -106,8 +114,14 @@ pub fn run_in_background(global: &Global, args: &Attach) -> Result<()> {
 }
 
 /// `attach --foreground`.
-pub fn run_in_foreground(config: &Config, args: &Attach) -> Result<()> {
-    attach_and_serve(config, args, &Reporter::Terminal, &mut false)
+pub fn run_in_foreground(global: &Global, config: &Config, args: &Attach) -> Result<()> {
+    let reporting = (&Reporter::Terminal, &mut false);
+    attach_and_serve(global, config, args, current_directory()?, reporting)
+}
+
+fn current_directory() -> Result<PathBuf> {
+    std::env::current_dir()
+        .map_err(|error| Error::failed(format!("the current directory is gone: {error}")))
 }
 
 /// Becomes a session of its own and closes every descriptor of the caller's but
@@ -126,11 +140,13 @@ pub(super) fn leave_the_caller() {
     }
 }
 
+/// `directory` is where the command was given.
 fn attach_and_serve(
+    global: &Global,
     config: &Config,
     args: &Attach,
-    reporter: &Reporter,
-    reported: &mut bool,
+    directory: PathBuf,
+    (reporter, reported): (&Reporter, &mut bool),
 ) -> Result<()> {
     require_root("attach")?;
     let mut volume = config.volume(&args.name)?;
@@ -154,16 +170,20 @@ fn attach_and_serve(
     memory::prepare();
     let guardian = Guardian::start()?;
     let runtime = runtime()?;
-    let result = runtime.block_on(attach(
+    let told = Told {
+        directory,
+        global: global.clone(),
+        foreground: matches!(reporter, Reporter::Terminal),
+        passphrase: volume.passphrase.clone(),
+    };
+    let outcome = runtime.block_on(attach(
         (&volume, args.takeover),
         &wanted,
         guardian,
-        reporter,
-        reported,
+        (reporter, reported),
+        told,
     ));
-    // Whatever still runs (a fetch nobody waits for) must not delay the end.
-    runtime.shutdown_timeout(Duration::from_millis(100));
-    result
+    outcome?.carry_out(runtime, global)
 }
 
 /// The runtime that a volume runs on.
@@ -174,6 +194,202 @@ pub fn runtime() -> Result<Runtime> {
         .enable_all()
         .build()
         .map_err(|error| Error::failed(format!("cannot start: {error}")))
+}
+
+/// Goes on with the device of the program before, or only looks whether it could.
+pub fn resume(global: &Global, args: &Resume) -> Result<()> {
+    let (state, trial) = handover::begin(args)?;
+    if trial {
+        let result = try_out(global, args, &state);
+        handover::report(&result);
+        return result;
+    }
+    let mut inherited = Some(Inherited::of(&state)?);
+    let process = match state.foreground {
+        true => Process::Foreground,
+        false => Process::Daemon,
+    };
+    let logging = logging::start(global, process);
+    let went_on = logging.and_then(|()| go_on(global, args, &state, &mut inherited));
+    match (went_on, inherited) {
+        // It did not even begin to serve.
+        (Err(error), Some(inherited)) => {
+            let device = &state.entry.device;
+            tracing::error!("cannot go on with {device}: {}", error.message);
+            Err(inherited.give_up(global, state, error))
+        }
+        (served, _) => served,
+    }
+}
+
+/// What the program before passed on, kept until this one serves.
+struct Inherited {
+    _kept: Vec<OwnedFd>,
+}
+
+impl Inherited {
+    fn of(state: &State) -> Result<Inherited> {
+        let passed = state.passed();
+        let passed = passed.ok_or_else(|| Error::usage("this verb is not for people"))?;
+        let numbers = [
+            passed.kernel,
+            passed.lock,
+            passed.listener,
+            passed.guardian,
+            passed.client,
+        ];
+        let kept = numbers.into_iter().chain(passed.former);
+        let kept = kept.map(handover::adopt).collect::<Result<_>>()?;
+        Ok(Inherited { _kept: kept })
+    }
+
+    /// The program before takes over again, if it has not tried that yet. Else the
+    /// guardian disconnects the device when this process has ended.
+    fn give_up(self, global: &Global, mut state: State, error: Error) -> Error {
+        let former = state.take_former();
+        match former {
+            Some(former) => {
+                state.failed = Some(error);
+                handover::become_program(&handover::path_of(former), global, &state)
+            }
+            None => {
+                handover::answer(&state, &Response::Failed(error.clone()));
+                if let Some(number) = state.entry.nbd_device() {
+                    registry::remove(number);
+                }
+                error
+            }
+        }
+    }
+}
+
+/// The volume as the configuration has it now, which has to be where it was.
+fn volume_of(global: &Global, args: &Resume, state: &State) -> Result<Volume> {
+    let directory = &state.directory;
+    std::env::set_current_dir(directory).map_err(|error| {
+        Error::failed(format!("the directory {}: {error}", directory.display()))
+    })?;
+    let config = Config::load(&global.sources())?;
+    let mut volume = config.volume(&args.name)?;
+    volume.read_only = state.entry.read_only;
+    if let Some(passphrase) = state.passphrase() {
+        volume.passphrase = Some(passphrase);
+    }
+    if registry::identity(&volume) != state.place {
+        let text = format!("volume {}: it is kept elsewhere now", volume.name);
+        return Err(Error::usage(text).hint("detach it and attach it again"));
+    }
+    Ok(volume)
+}
+
+/// A trial: all that can fail and touches nothing.
+fn try_out(global: &Global, args: &Resume, state: &State) -> Result<()> {
+    require_root("attach")?;
+    let volume = volume_of(global, args, state)?;
+    let container = container(&volume)?;
+    let is = block_on(open::could(&volume, &container))?;
+    state.check(is)
+}
+
+fn go_on(
+    global: &Global,
+    args: &Resume,
+    state: &State,
+    inherited: &mut Option<Inherited>,
+) -> Result<()> {
+    let passed = state.passed();
+    let passed = passed.ok_or_else(|| Error::usage("this verb is not for people"))?;
+    let number = state.entry.nbd_device();
+    let number = number.ok_or_else(|| Error::failed("the state names no device"))?;
+    let volume = volume_of(global, args, state)?;
+    if !state.foreground {
+        std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
+    }
+    memory::prepare();
+    let mut guardian = Guardian::start()?;
+    guardian.guard(number, &state.backend)?;
+    let runtime = runtime()?;
+    let outcome = runtime.block_on(async {
+        service::begin();
+        let signals = Signals::listen()?;
+        handover::unblock_signals();
+        let (lease, device) = reopen(&volume, state, passed).await?;
+        let failed = |error: std::io::Error| Error::failed(format!("cannot go on: {error}"));
+        let kernel = handover::again(passed.kernel).map_err(failed)?;
+        let listener = handover::again(passed.listener).map_err(failed)?;
+        let old_guardian = handover::again(passed.guardian).map_err(failed)?;
+        let kernel = UnixStream::from_std(StdUnixStream::from(kernel)).map_err(failed)?;
+        let listener = StdUnixListener::from(listener);
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
+        let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
+        let attachment = Attachment {
+            number,
+            device: device.clone(),
+            nbd,
+            transmission: Transmission::start(kernel, device, &volume.name),
+            backend: state.backend.clone(),
+            entry: Entry {
+                pid: std::process::id(),
+                format: lease.format(),
+                ..state.entry.clone()
+            },
+        };
+        let pause = handover::boot_clock().saturating_sub(state.stopped);
+        let told = Told {
+            directory: state.directory.clone(),
+            global: global.clone(),
+            foreground: state.foreground,
+            passphrase: state.passphrase(),
+        };
+        let place = state.place.clone();
+        let session = Session::start(&attachment, listener, signals, told, place)?;
+        // From here on nothing leads back.
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        tracing::info!(device = %number, volume = volume.name, version, pause, "went on");
+        service::ready(&format!("volume {} is attached to {number}", volume.name));
+        Guardian::adopt(old_guardian, passed.guardian_pid).dismiss();
+        handover::answer(
+            state,
+            &match &state.failed {
+                None => Response::Restarted { version, pause },
+                Some(error) => Response::Failed(error.clone()),
+            },
+        );
+        drop(inherited.take());
+        if state.leaving {
+            session.leave();
+        }
+        to_the_end(session, attachment, lease, guardian).await
+    });
+    outcome?.carry_out(runtime, global)
+}
+
+/// Opens the volume again. A store that cannot be reached is waited for: the device was
+/// there before.
+async fn reopen(volume: &Volume, state: &State, passed: Passed) -> Result<(Lease, Device)> {
+    loop {
+        let opened = async {
+            let lock = handover::again(passed.lock)
+                .map_err(|error| Error::failed(format!("cannot lock the volume: {error}")))?;
+            let lease = Lease::resume(volume, lock.into(), &state.entry.client).await?;
+            let notice = |text: &str| Reporter::Terminal.notice(text);
+            let device = lease.open(notice, pending()).await?;
+            state.check((device.size(), device.block_size()))?;
+            Ok::<_, Error>((lease, device))
+        };
+        let error = match opened.await {
+            Ok(opened) => return Ok(opened),
+            Err(error) => error,
+        };
+        // With nothing to go back to, everything that may be mended is waited for.
+        let last_resort = passed.former.is_none() && error.exit != Exit::InUse;
+        if error.exit != Exit::Unreachable && !last_resort {
+            return Err(error);
+        }
+        tracing::error!("{} waits: {}", state.entry.device, error.message);
+        service::status(&format!("waits: {}", error.message));
+        sleep(BETWEEN_TRIES).await;
+    }
 }
 
 /// Which device a volume is to be attached to.
@@ -189,15 +405,15 @@ async fn attach(
     (volume, takeover): (&Volume, bool),
     wanted: &Wanted,
     mut guardian: Guardian,
-    reporter: &Reporter,
-    reported: &mut bool,
-) -> Result<()> {
+    (reporter, reported): (&Reporter, &mut bool),
+    told: Told,
+) -> Result<Outcome> {
     service::begin();
     let mut signals = Signals::listen()?;
     let lease = Lease::take(volume, takeover).await?;
     let started = async {
         let device = lease
-            .open(|text| reporter.notice(text), &mut signals)
+            .open(|text| reporter.notice(text), signals.recv())
             .await?;
         connect(volume, &lease, device, wanted, &mut guardian).await
     };
@@ -210,7 +426,10 @@ async fn attach(
         }
     };
     let number = attachment.number;
-    let session = match Session::start(&attachment, signals) {
+    let place = registry::identity(volume);
+    let listening = Session::listen(number);
+    let session = match listening.and_then(|l| Session::start(&attachment, l, signals, told, place))
+    {
         Ok(session) => session,
         Err(error) => {
             disconnect(&attachment.nbd, number).await;
@@ -230,11 +449,51 @@ async fn attach(
     if matches!(reporter, Reporter::Pipe) {
         close_stdout();
     }
-    let result = session.run(attachment, &lease).await;
-    service::ending();
-    guardian.dismiss();
-    registry::remove(number);
-    result
+    to_the_end(session, attachment, lease, guardian).await
+}
+
+/// Serves until the device is disconnected, or goes on in another program.
+async fn to_the_end(
+    session: Session,
+    attachment: Attachment,
+    lease: Lease,
+    guardian: Guardian,
+) -> Result<Outcome> {
+    let number = attachment.number;
+    match session.run(attachment, &lease).await {
+        Ended::Over(result) => {
+            service::ending();
+            guardian.dismiss();
+            registry::remove(number);
+            result.map(|()| Outcome::Over)
+        }
+        Ended::HandedOver(handed) => {
+            service::status("going on in another program");
+            let lock = lease.lock_file();
+            let lock = lock.map_err(|error| Error::failed(format!("cannot hand over: {error}")))?;
+            Ok(Outcome::HandOver(Leaving::new(*handed, lock, guardian)))
+        }
+    }
+}
+
+/// How an attachment ends, as far as its process is concerned.
+enum Outcome {
+    /// The process ends.
+    Over,
+    /// It becomes another program.
+    HandOver(Leaving),
+}
+
+impl Outcome {
+    /// Carries it out; `runtime` has nothing to do any more.
+    fn carry_out(self, runtime: Runtime, global: &Global) -> Result<()> {
+        // Whatever still runs (a fetch nobody waits for) must not delay the end.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        match self {
+            Outcome::Over => Ok(()),
+            Outcome::HandOver(leaving) => Err(leaving.go(global)),
+        }
+    }
 }
 
 async fn give_back(lease: &Lease) {
@@ -260,9 +519,47 @@ pub struct Attachment {
     /// The connection to the driver, which the device needs.
     pub nbd: Arc<Nbd>,
     /// The transmission phase; ends when the kernel lets go of the socket.
-    pub transmission: JoinHandle<std::result::Result<Ended, TransmissionError>>,
+    pub transmission: Transmission,
+    /// What `/sys/block/nbdN/backend` says.
+    pub backend: String,
     /// What the registry says of it.
     pub entry: Entry,
+}
+
+/// A transmission phase under way.
+#[derive(Debug)]
+pub struct Transmission {
+    /// Ends when the kernel lets go of the socket, or when it was stopped.
+    pub task: JoinHandle<(UnixStream, std::result::Result<transmission::Ended, TransmissionError>)>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl Transmission {
+    /// Answers the kernel's requests. Within a tokio runtime.
+    pub fn start(mut stream: UnixStream, device: Device, volume: &str) -> Transmission {
+        let (stop, stopped) = oneshot::channel();
+        let span = tracing::info_span!("volume", name = volume);
+        let serving = async move {
+            let until = async {
+                if stopped.await.is_err() {
+                    pending::<()>().await;
+                }
+            };
+            let ended = transmission::serve(&mut stream, device, Limits::default(), until).await;
+            (stream, ended)
+        };
+        Transmission {
+            task: tokio::spawn(serving.instrument(span)),
+            stop: Some(stop),
+        }
+    }
+
+    /// Has it end at the next boundary between two requests.
+    pub fn stop(&mut self) {
+        if let Some(stop) = self.stop.take() {
+            let _ = stop.send(());
+        }
+    }
 }
 
 async fn connect(
@@ -274,10 +571,7 @@ async fn connect(
 ) -> Result<Attachment> {
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
     let (ours, kernels) = socket_pair()?;
-    let limits = Limits::default();
-    let serving = transmission::serve(ours, device.clone(), limits, pending::<()>());
-    let span = tracing::info_span!("volume", name = volume.name);
-    let transmission = tokio::spawn(serving.instrument(span));
+    let transmission = Transmission::start(ours, device.clone(), &volume.name);
     let backend = format!("swiftnbd:{}", volume.name);
     let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
     let ready = wait_until_ready(number, device.size()).await;
@@ -302,6 +596,7 @@ async fn connect(
         device,
         nbd,
         transmission,
+        backend,
         entry,
     })
 }

@@ -5,10 +5,14 @@
 //! whose other end only the daemon has, and acts when that closes without a
 //! farewell. A crash is then EIO within moments instead of a hang.
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, ChildStdin, Command, Stdio};
+use std::os::fd::OwnedFd;
+use std::process::{Command, Stdio};
 
 use nix::sys::signal::SigSet;
+use nix::sys::wait::waitpid;
+use nix::unistd::Pid;
 
 use super::netlink::Nbd;
 use super::sysfs;
@@ -27,8 +31,8 @@ const MAX_LINE: u64 = 4096;
 /// A daemon's end of the pipe.
 #[derive(Debug)]
 pub struct Guardian {
-    child: Child,
-    pipe: ChildStdin,
+    process: Pid,
+    pipe: File,
 }
 
 impl Guardian {
@@ -45,11 +49,22 @@ impl Guardian {
             .stderr(Stdio::null())
             .spawn()
             .map_err(|error| failed(&error))?;
-        let pipe = child
-            .stdin
-            .take()
-            .ok_or_else(|| failed(&"it has no pipe"))?;
-        Ok(Guardian { child, pipe })
+        let pipe = child.stdin.take();
+        let pipe = pipe.ok_or_else(|| failed(&"it has no pipe"))?;
+        Ok(Guardian::adopt(OwnedFd::from(pipe), child.id()))
+    }
+
+    /// One that the program before has started: the pipe, and its process.
+    pub fn adopt(pipe: OwnedFd, process: u32) -> Guardian {
+        Guardian {
+            process: Pid::from_raw(process as i32),
+            pipe: File::from(pipe),
+        }
+    }
+
+    /// The pipe, and its process.
+    pub fn hand_over(self) -> (OwnedFd, u32) {
+        (self.pipe.into(), self.process.as_raw() as u32)
     }
 
     /// From now on it disconnects `device`, should this process die, provided that
@@ -65,7 +80,7 @@ impl Guardian {
     pub fn dismiss(mut self) {
         let _ = writeln!(self.pipe, "{FAREWELL}");
         drop(self.pipe);
-        let _ = self.child.wait();
+        let _ = waitpid(self.process, None);
     }
 }
 

@@ -3,6 +3,9 @@
 //! format 2 the [lease](crate::image::log::lease), which whoever opens the volume takes,
 //! and the original's lock shows who that is.
 
+use std::fs::File;
+use std::future::Future;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,11 +14,10 @@ use tokio::time::sleep;
 
 use super::registry::{self, VolumeLock, unix_now};
 use super::reload::Reload;
-use super::signals::Signals;
 use super::{explain, open, standing};
 use crate::config::{Volume, format_size};
 use crate::device::Device;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 use crate::image::Image;
 use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
@@ -34,12 +36,8 @@ pub(super) fn unlocked_lately(then: Option<u64>) -> bool {
     then.is_some_and(|then| unix_now() < then.saturating_add(CLOCKS_DIFFER.as_secs()))
 }
 
-fn interrupted(volume: &Volume) -> Error {
-    Error::failed(format!("volume {}: interrupted", volume.name))
-}
-
 /// Refuses memory with which format 1 could not work.
-fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
+pub(super) fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
     let least = Limits::least_dirty(layout);
     if volume.dirty >= least {
         return Ok(());
@@ -152,10 +150,54 @@ impl Lease {
         })
     }
 
+    /// The volume of the program before, whose lock on this machine is `file`, and which
+    /// the container's lock shows as `client`'s. All of its requests have ended.
+    pub async fn resume(volume: &Volume, file: File, client: &str) -> Result<Lease> {
+        let container = super::container(volume)?;
+        let reload = Reload::on_hangup(volume, &container)?;
+        let machine = registry::adopt_lock(volume, file)?;
+        let explained = |error| explain::meta(volume, &error);
+        let there = meta::read(&*container.impatient).await.map_err(explained)?;
+        let holder = (!client.is_empty()).then(|| Holder(client.to_owned()));
+        let of_others = matches!(there.format, Format::Objects(_)) && there.client != holder;
+        if of_others && let (Some(other), Some(_)) = (&there.client, &holder) {
+            return Err(explained(MetaError::Locked(other.clone())));
+        }
+        if of_others && holder.is_some() {
+            let text = format!("volume {}: somebody has unlocked it meanwhile", volume.name);
+            return Err(Error::new(Exit::InUse, text));
+        }
+        Ok(Lease {
+            volume: volume.clone(),
+            container,
+            shown: AtomicBool::new(holder.is_some()),
+            holder,
+            there,
+            news: None,
+            pause: Duration::ZERO,
+            read_only: volume.read_only,
+            settled: AtomicBool::new(false),
+            _reload: reload,
+            machine,
+        })
+    }
+
+    /// The open file of the machine's lock, once more.
+    pub fn lock_file(&self) -> std::io::Result<File> {
+        self.machine.file()
+    }
+
     /// Starts the volume, once nothing of an earlier holder can take effect any
-    /// more; `notice` is told if that takes time. A signal ends the wait. Within a
+    /// more; `notice` is told if that takes time. `interrupted` ends the wait. Within a
     /// tokio runtime.
-    pub async fn open(&self, notice: impl Fn(&str), signals: &mut Signals) -> Result<Device> {
+    pub async fn open(
+        &self,
+        notice: impl Fn(&str),
+        interrupted: impl Future<Output = ()>,
+    ) -> Result<Device> {
+        let mut interrupted = pin!(interrupted);
+        let name = &self.volume.name;
+        let ended = || Error::failed(format!("volume {name}: interrupted"));
         let volume = &self.volume;
         if let Format::Objects(layout) = &self.there.format {
             check_limits(volume, layout)?;
@@ -169,7 +211,7 @@ impl Lease {
             ));
             tokio::select! {
                 () = sleep(self.pause) => {}
-                () = signals.recv() => return Err(interrupted(volume)),
+                () = &mut interrupted => return Err(ended()),
             }
         }
         let live = &self.container.patient;
@@ -184,7 +226,7 @@ impl Lease {
                 }
                 let log = tokio::select! {
                     log = open::live(volume, &self.machine, &self.container) => log?,
-                    () = signals.recv() => return Err(interrupted(volume)),
+                    () = &mut interrupted => return Err(ended()),
                 };
                 if let Err(error) = self.show().await {
                     let closed = open::close(volume, &log).await;

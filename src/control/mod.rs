@@ -29,6 +29,7 @@ pub mod detach;
 pub mod download;
 pub mod explain;
 pub mod guardian;
+pub mod handover;
 pub mod lease;
 pub mod logging;
 pub mod memory;
@@ -39,6 +40,7 @@ pub mod passphrase;
 pub mod registry;
 pub mod rekey;
 pub mod reload;
+pub mod restart;
 pub mod serve;
 pub mod service;
 pub mod session;
@@ -71,12 +73,18 @@ pub fn run(cli: &Cli) -> Result<()> {
     if let Command::Daemon(args) = &cli.command {
         return daemon::run_in_background(&cli.global, args);
     }
+    if let Command::Resume(args) = &cli.command {
+        return daemon::resume(&cli.global, args);
+    }
     logging::start(&cli.global, process)?;
     if let Command::Detach(args) = &cli.command {
         return detach::run(args);
     }
     if let Command::Status(args) = &cli.command {
         return status::run(args);
+    }
+    if let Command::Restart(args) = &cli.command {
+        return restart::run(args);
     }
     if let Command::Stop(args) = &cli.command {
         return boot::stop(&args.name);
@@ -99,13 +107,15 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Check(args) => check::run(&config, args),
         Command::Passphrase(args) => rekey::run(&config, args),
         Command::Delete(args) => delete::run(&config, args),
-        Command::Attach(args) if args.foreground => daemon::run_in_foreground(&config, args),
+        Command::Attach(args) if args.foreground => daemon::run_in_foreground(&cli.global, &config, args),
         Command::Attach(args) => attach::run(&cli.global, &config, args),
         Command::Serve(args) => serve::run(&config, args),
         Command::Boot => boot::start(&config),
         Command::Detach(_)
         | Command::Status(_)
         | Command::Daemon(_)
+        | Command::Restart(_)
+        | Command::Resume(_)
         | Command::Stop(_)
         | Command::Manual(_) => Ok(()),
     }

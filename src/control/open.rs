@@ -11,7 +11,7 @@ use crate::config::{Volume, format_size};
 use crate::error::{Error, Result};
 use crate::image::Image;
 use crate::image::log::lease::Terms;
-use crate::image::log::{Limits, Log, Who};
+use crate::image::log::{self, Limits, Log, Who};
 use crate::image::meta::{self, Format};
 use crate::stack::{self, Container};
 use crate::store::ObjectStore;
@@ -63,6 +63,27 @@ async fn open(
     machine.remember(who.attach)?;
     let opened = stack::log(volume, container, live, patience, passphrase, who).await;
     opened.map_err(|error| explain::log(volume, &error))
+}
+
+/// Whether a device could go on with the volume: its size and block size in bytes. Changes
+/// nothing.
+pub async fn could(volume: &Volume, container: &Container) -> Result<(u64, u32)> {
+    let store = &*container.impatient;
+    let there = meta::read(store).await;
+    let there = there.map_err(|error| explain::meta(volume, &error))?;
+    match &there.format {
+        Format::Objects(layout) => {
+            super::lease::check_limits(volume, layout)?;
+            Ok((there.format.size(), there.format.block_size()))
+        }
+        Format::Log { .. } => {
+            check_limits(volume)?;
+            let passphrase = passphrase::of(volume)?;
+            let found = log::try_out(store, passphrase.as_ref()).await;
+            let is = found.map_err(|error| explain::log(volume, &error))?;
+            Ok((is.size, is.block_size))
+        }
+    }
 }
 
 /// Has the container's metadata say what the volume is, if it says something else. It

@@ -86,7 +86,7 @@ fn control(config: &Config, command: &CtlCommand) -> Result<()> {
 /// Starts the server as a process of its own and returns once clients can connect.
 /// What fails until then is said here.
 fn start_in_background(args: &Server) -> Result<()> {
-    let server = Command::new("/proc/self/exe")
+    let mut server = Command::new("/proc/self/exe")
         .arg0(SERVER)
         .arg(format!("--{AS_DAEMON}"))
         .args(std::env::args_os().skip(1))
@@ -99,7 +99,7 @@ fn start_in_background(args: &Server) -> Result<()> {
         Some(path) => path.display().to_string(),
         None => "syslog".to_owned(),
     };
-    attach::await_ready(server, |how| {
+    attach::await_ready(&mut server, |how| {
         Error::failed(format!("the server died before it was ready ({how})"))
             .hint(format!("its log may say more: {log}"))
     })?;

@@ -59,6 +59,11 @@ pub struct Entry {
 pub enum Request {
     /// Figures, please.
     Status,
+    /// Go on as another program.
+    Restart {
+        /// Its path.
+        program: PathBuf,
+    },
     /// Make all durable, disconnect, unlock, end. The caller holds the device.
     Detach {
         /// Give up what cannot be saved.
@@ -81,6 +86,13 @@ pub enum Response {
     },
     /// It could not be done; the device goes on working.
     Failed(Error),
+    /// The device goes on in another program.
+    Restarted {
+        /// Which version it is.
+        version: String,
+        /// How long nothing was answered, in milliseconds.
+        pause: u64,
+    },
 }
 
 /// The lock of a volume on this machine, held by its daemon. It closes the moment
@@ -107,6 +119,11 @@ impl VolumeLock {
     pub fn dead(&self) -> Vec<AttachId> {
         let attachments = self.attachments.lock();
         attachments.unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The open file that has the lock, once more.
+    pub fn file(&self) -> io::Result<File> {
+        self.file.try_clone()
     }
 
     /// Remembers an attachment of ours, which may be claimed from now on.
@@ -208,6 +225,20 @@ pub fn lock_volume(volume: &Volume) -> Result<VolumeLock> {
         Ok(lock) => lock,
         Err(_) => return Err(in_use(volume, text.lines().next().unwrap_or_default())),
     };
+    locked(lock, path)
+}
+
+/// The lock of the program before, which this process has as an open file.
+pub fn adopt_lock(volume: &Volume, file: File) -> Result<VolumeLock> {
+    let path = directory()?.join(format!("{}.lock", identity(volume)));
+    // It is this open file's already.
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => locked(lock, path),
+        Err(_) => Err(in_use(volume, "another process")),
+    }
+}
+
+fn locked(lock: Flock<File>, path: PathBuf) -> Result<VolumeLock> {
     // Only now nobody else writes it.
     let mut bytes = vec![0; MAX_LOCK as usize];
     let length = lock.read_at(&mut bytes, 0).unwrap_or(0);
@@ -267,7 +298,7 @@ pub fn host_name() -> String {
 
 /// A name for the container that a volume is kept in, the same for every volume
 /// that is kept in it. Holds no secret.
-fn identity(volume: &Volume) -> String {
+pub fn identity(volume: &Volume) -> String {
     let place = match &volume.backend {
         Backend::Dir(root) => {
             format!(

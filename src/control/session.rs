@@ -1,27 +1,31 @@
 //! The life of an attached device: requests on its control socket, signals, and
 //! the orderly end. [`daemon`](super::daemon) has the order of events.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Mutex, Notify, OwnedMutexGuard, Semaphore, mpsc, watch};
 use tokio::task::{JoinSet, spawn_blocking};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
-use super::daemon::{Attachment, disconnect};
+use super::daemon::{Attachment, Transmission, disconnect};
 use super::explain;
+use super::handover::{Handed, State, Told, attempt, boot_clock};
 use super::lease::{Lease, way_back};
 use super::netlink::Nbd;
-use super::registry::{self, MAX_LINE, Request, Response};
+use super::registry::{self, Entry, MAX_LINE, Request, Response};
 use super::service;
 use super::signals::Signals;
 use super::sysfs::{self, NotReleased};
 use crate::config::{NbdDevice, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
+use crate::nbd::transmission::Ended as How;
 
 /// How long `detach --force` tries to save what it can, unless told.
 const FORCED_PATIENCE: Duration = Duration::from_secs(10);
@@ -29,6 +33,10 @@ const FORCED_PATIENCE: Duration = Duration::from_secs(10);
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// Between two attempts to close a volume or to unlock a container.
 const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
+/// How long the store may take for what is dirty before a restart, while the device
+/// works; and afterwards, while it does not.
+const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
+const HAND_OVER_PATIENCE: Duration = Duration::from_secs(20);
 /// Control connections that are served at a time.
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take to send its request, or to read the answer.
@@ -41,6 +49,7 @@ pub struct Session {
     listener: UnixListener,
     signals: Signals,
     outcome: watch::Sender<Option<Vec<String>>>,
+    restarts: mpsc::Receiver<Restart>,
 }
 
 #[derive(Debug)]
@@ -58,6 +67,30 @@ struct Shared {
     writing_out: Arc<Semaphore>,
     /// DISCONNECT was sent.
     disconnected: AtomicBool,
+    /// Held by whoever ends the device's service here: a detach, or a restart.
+    ending: Arc<Mutex<()>>,
+    /// Restarts that are ready, for the one task that can carry them out.
+    restarts: mpsc::Sender<Restart>,
+    told: Told,
+    place: String,
+    backend: String,
+    entry: Entry,
+}
+
+/// A restart whose new program is known to start.
+struct Restart {
+    state: State,
+    program: PathBuf,
+    client: UnixStream,
+    _ending: OwnedMutexGuard<()>,
+}
+
+/// How a session ends.
+pub enum Ended {
+    /// The device is disconnected.
+    Over(Result<()>),
+    /// The device goes on in another program, which has everything now.
+    HandedOver(Box<Handed>),
 }
 
 /// How patient the end is.
@@ -69,16 +102,27 @@ struct Forced {
 }
 
 impl Session {
-    /// Registers the device and listens. Within a tokio runtime.
-    pub fn start(attachment: &Attachment, signals: Signals) -> Result<Session> {
-        let number = attachment.number;
-        let failed = |what: &str, error: std::io::Error| Error::failed(format!("{what}: {error}"));
+    /// Makes a device's control socket. Within a tokio runtime.
+    pub fn listen(number: NbdDevice) -> Result<UnixListener> {
         registry::remove(number);
         let path = registry::socket_path(number)?;
         // The directory is root's alone.
-        let listener = UnixListener::bind(&path)
-            .map_err(|error| failed(&format!("cannot listen on {}", path.display()), error))?;
+        UnixListener::bind(&path).map_err(|error| {
+            Error::failed(format!("cannot listen on {}: {error}", path.display()))
+        })
+    }
+
+    /// Registers the device. Within a tokio runtime.
+    pub fn start(
+        attachment: &Attachment,
+        listener: UnixListener,
+        signals: Signals,
+        told: Told,
+        place: String,
+    ) -> Result<Session> {
+        let number = attachment.number;
         attachment.entry.write(number)?;
+        let (restart, restarts) = mpsc::channel(1);
         let shared = Shared {
             number,
             device: attachment.device.clone(),
@@ -88,6 +132,12 @@ impl Session {
             clients: Semaphore::new(MAX_CLIENTS),
             writing_out: Arc::new(Semaphore::new(1)),
             disconnected: AtomicBool::new(false),
+            ending: Arc::default(),
+            restarts: restart,
+            told,
+            place,
+            backend: attachment.backend.clone(),
+            entry: attachment.entry.clone(),
         };
         let outcome = watch::Sender::new(None);
         Ok(Session {
@@ -95,6 +145,7 @@ impl Session {
             listener,
             signals,
             outcome,
+            restarts,
         })
     }
 
@@ -103,18 +154,42 @@ impl Session {
         self.shared.leave.notify_one();
     }
 
-    /// Serves until the kernel lets go of the device, then ends in order.
-    pub async fn run(mut self, attachment: Attachment, lease: &Lease) -> Result<()> {
+    /// Serves until the kernel lets go of the device, then ends in order; or until the
+    /// device goes on in another program.
+    pub async fn run(mut self, attachment: Attachment, lease: &Lease) -> Ended {
         let mut clients = JoinSet::new();
         let mut transmission = attachment.transmission;
         let mut leaving = JoinSet::new();
+        let mut restart = None;
         let ended = loop {
             tokio::select! {
-                ended = &mut transmission => break ended,
+                ended = &mut transmission.task => match (ended, restart.take()) {
+                    (Ok((stream, Ok(How::Stopped))), Some(asked)) => {
+                        match self.hand_over(asked, stream, !leaving.is_empty()).await {
+                            Ok(handed) => return Ended::HandedOver(Box::new(handed)),
+                            Err(stream) => {
+                                let device = self.shared.device.clone();
+                                let name = &self.shared.entry.volume;
+                                transmission = Transmission::start(stream, device, name);
+                            }
+                        }
+                    }
+                    (ended, asked) => {
+                        if let Some(asked) = asked {
+                            let why = Error::failed("it was disconnected meanwhile");
+                            respond(asked.client, &Response::Failed(why)).await;
+                        }
+                        break ended.map(|(_, ended)| ended);
+                    }
+                },
+                Some(asked) = self.restarts.recv(), if restart.is_none() => {
+                    restart = Some(asked);
+                    transmission.stop();
+                }
                 // Requests that still wait for the store will not be answered.
                 () = self.shared.given_up() => {
-                    transmission.abort();
-                    break (&mut transmission).await;
+                    transmission.task.abort();
+                    break (&mut transmission.task).await.map(|(_, ended)| ended);
                 }
                 accepted = self.listener.accept() => match accepted {
                     Ok((stream, _)) => {
@@ -157,8 +232,73 @@ impl Session {
             while clients.join_next().await.is_some() {}
         })
         .await;
-        result
+        Ended::Over(result)
     }
+
+    /// The transmission phase has stopped: makes the rest durable, and collects what
+    /// another program needs. If that cannot be, the stream, to go on with.
+    async fn hand_over(
+        &mut self,
+        asked: Restart,
+        stream: UnixStream,
+        leaving: bool,
+    ) -> std::result::Result<Handed, UnixStream> {
+        let stopped = boot_clock();
+        match self.try_to_hand_over(&asked.client, &stream).await {
+            Ok([kernel, listener, client]) => {
+                let mut state = asked.state;
+                (state.leaving, state.stopped) = (leaving, stopped);
+                Ok(Handed {
+                    state,
+                    program: asked.program,
+                    kernel,
+                    listener,
+                    client,
+                })
+            }
+            Err(why) => {
+                tracing::error!(device = %self.shared.number, "not restarted: {}", why.message);
+                respond(asked.client, &Response::Failed(why)).await;
+                Err(stream)
+            }
+        }
+    }
+
+    /// The descriptors of the kernel's socket, of ours, and of the client; the volume is
+    /// closed then.
+    async fn try_to_hand_over(
+        &self,
+        client: &UnixStream,
+        kernel: &UnixStream,
+    ) -> Result<[OwnedFd; 3]> {
+        let again = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned()
+                .map_err(|error| Error::failed(format!("cannot pass a descriptor on: {error}")))
+        };
+        let passed = [
+            again(kernel.as_fd())?,
+            again(self.listener.as_fd())?,
+            again(client.as_fd())?,
+        ];
+        match self.shared.device.hand_over(HAND_OVER_PATIENCE).await {
+            Ok(true) => Ok(passed),
+            Ok(false) => Err(too_slow(HAND_OVER_PATIENCE)),
+            Err(error) => Err(explain::device(&error)),
+        }
+    }
+}
+
+/// Answers a client, which may have gone.
+async fn respond(mut client: UnixStream, response: &Response) {
+    if let Ok(mut line) = serde_json::to_vec(response) {
+        line.push(b'\n');
+        let _ = timeout(CLIENT_PATIENCE, client.write_all(&line)).await;
+    }
+}
+
+fn too_slow(patience: Duration) -> Error {
+    let text = format!("the store did not take everything within {} s", patience.as_secs());
+    Error::new(Exit::Unreachable, text).hint("try again when it does")
 }
 
 impl Shared {
@@ -173,6 +313,20 @@ impl Shared {
         };
         let response = match request {
             Request::Status => Response::Status(self.device.stats()),
+            Request::Restart { program } => match self.prepare_restart(&program).await {
+                Ok((state, ending)) => {
+                    let restart = Restart {
+                        state,
+                        program,
+                        client: stream,
+                        _ending: ending,
+                    };
+                    // Answered by whoever ends it.
+                    let _ = self.restarts.send(restart).await;
+                    return;
+                }
+                Err(error) => Response::Failed(error),
+            },
             Request::Detach { force, timeout } => {
                 self.detach(
                     &mut stream,
@@ -194,6 +348,33 @@ impl Shared {
         }
     }
 
+    /// Everything about a restart that takes time or may fail, while the device works.
+    async fn prepare_restart(&self, program: &Path) -> Result<(State, OwnedMutexGuard<()>)> {
+        let ending = self.begin_to_end()?;
+        let (told, place, backend) = (&self.told, self.place.clone(), self.backend.clone());
+        let state = State::new(told, self.entry.clone(), place, backend);
+        let (program, global) = (program.to_owned(), told.global.clone());
+        let tried = spawn_blocking(move || {
+            attempt(&program, &global, &state)?;
+            Ok::<_, Error>(state)
+        });
+        let state = tried.await.map_err(|error| Error::failed(error.to_string()))??;
+        // The less is dirty then, the shorter is the pause.
+        match timeout(FLUSH_PATIENCE, self.flush()).await {
+            Ok(flushed) => flushed?,
+            Err(_) => return Err(too_slow(FLUSH_PATIENCE)),
+        }
+        Ok((state, ending))
+    }
+
+    /// One end at a time.
+    fn begin_to_end(&self) -> Result<OwnedMutexGuard<()>> {
+        Arc::clone(&self.ending).try_lock_owned().map_err(|_| {
+            let text = format!("{} is being detached or restarted already", self.number);
+            Error::new(Exit::InUse, text)
+        })
+    }
+
     /// Carries out a detach; the caller holds the device exclusively, unless it
     /// forces.
     async fn detach(
@@ -203,6 +384,11 @@ impl Shared {
         patience: Option<Duration>,
         mut outcome: watch::Receiver<Option<Vec<String>>>,
     ) -> Response {
+        let _ending = match (self.begin_to_end(), force) {
+            (Ok(ending), _) => Some(ending),
+            (Err(_), true) => None,
+            (Err(error), false) => return Response::Failed(error),
+        };
         let patience = if force {
             patience.or(Some(FORCED_PATIENCE))
         } else {
@@ -262,6 +448,17 @@ impl Shared {
         self.flush().await.and(written)
     }
 
+    /// The same, once nobody else ends the device's service; nobody does from then on.
+    async fn make_durable_alone(&self) -> Result<()> {
+        let ending = Arc::clone(&self.ending).lock_owned().await;
+        let made = self.make_durable().await;
+        if made.is_ok() {
+            // Until the process ends.
+            std::mem::forget(ending);
+        }
+        made
+    }
+
     async fn flush(&self) -> Result<()> {
         let flushed = self.device.flush().await;
         flushed.map_err(|error| explain::device(&error))
@@ -298,7 +495,7 @@ impl Shared {
             // Whoever opens a device may have to wait for it, and so for us.
             let released = spawn_blocking(move || sysfs::release(number)).await;
             let why = match released {
-                Ok(Ok(_released)) => match self.make_durable().await {
+                Ok(Ok(_released)) => match self.make_durable_alone().await {
                     Ok(()) => {
                         self.disconnect().await;
                         return;

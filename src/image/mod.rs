@@ -10,6 +10,7 @@ pub mod meta;
 pub mod objects;
 
 use std::fmt;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -46,6 +47,11 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Flushes, then waits until no request of ours can take effect any more
     /// and stops all background work. Nothing may be called afterwards.
     async fn close(&self) -> Result<(), ImageError>;
+
+    /// The same, but the volume stays ours, for another [`Image`] that goes on with
+    /// it. False: not all was durable within `patience`, and this one works on, as it
+    /// does after an error.
+    async fn hand_over(&self, patience: Duration) -> Result<bool, ImageError>;
 
     /// What a range holds, from its start on: at least one extent and at most
     /// `most` (at least 1), none empty, together no longer than the range and

@@ -167,6 +167,10 @@ impl Image for TestImage {
         Ok(())
     }
 
+    async fn hand_over(&self, _: Duration) -> Result<bool, ImageError> {
+        Ok(true)
+    }
+
     /// Stretches of 64 KiB, every other one a hole, the first one data.
     async fn extents(
         &self,

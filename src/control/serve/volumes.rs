@@ -213,7 +213,8 @@ impl Entry {
             return Ok(opened.device.clone());
         }
         let lease = Lease::take(&self.volume_now(), false).await?;
-        let opened = lease.open(|text| tracing::info!("{text}"), signals).await;
+        let notice = |text: &str| tracing::info!("{text}");
+        let opened = lease.open(notice, signals.recv()).await;
         let device = match opened {
             Ok(device) => device,
             Err(error) => {

@@ -147,6 +147,17 @@ pub(super) async fn release(store: &dyn ObjectStore, engine: &Engine) -> Result<
     Ok(())
 }
 
+/// Whether the volume could be opened: everything that opening needs to read, and the
+/// passphrase, without changing anything. Its geometry.
+pub async fn try_out(
+    store: &dyn ObjectStore,
+    passphrase: Option<&Passphrase>,
+) -> Result<Geometry, LogError> {
+    let found = recovery::find(store, passphrase).await?;
+    recovery::read_claims(store, &found).await?;
+    Ok(found.root.geometry)
+}
+
 /// Looks at a volume without changing anything.
 pub async fn look(store: &dyn ObjectStore) -> Result<Seen, LogError> {
     let (prelude, claim) = recovery::look(store).await?;

@@ -5,9 +5,11 @@
 
 use std::ops::Range;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use tokio::time::timeout;
 
 use super::format::BLOCK;
 use super::map::Below;
@@ -102,6 +104,19 @@ impl Image for Log {
             Err(_) => engine.closing.store(false, Ordering::Release),
         }
         ended
+    }
+
+    async fn hand_over(&self, patience: Duration) -> Result<bool, ImageError> {
+        let closing = &self.engine.closing;
+        closing.store(true, Ordering::Release);
+        let wound_up = timeout(patience, self.wind_up()).await;
+        if !matches!(wound_up, Ok(Ok(()))) {
+            closing.store(false, Ordering::Release);
+            return wound_up.map_or(Ok(false), |error| error.map(|()| false));
+        }
+        self.closed.store(true, Ordering::Release);
+        self.stop().await;
+        Ok(true)
     }
 
     async fn extents(

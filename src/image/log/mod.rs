@@ -69,7 +69,7 @@ use tokio::time::{Duration, Instant, sleep, timeout};
 
 use self::applier::{Dead, Item};
 use self::collector::Recent;
-pub use self::create::{Seen, create, look};
+pub use self::create::{Seen, create, look, try_out};
 use self::create::{create_key, release};
 use self::device::cover;
 use self::engine::{Counters, Engine, Progress, Tasks};
@@ -496,6 +496,14 @@ impl Log {
 
     /// Leaves a root behind, and the word that this is the end.
     async fn end(&self) -> Result<(), ImageError> {
+        self.wind_up().await?;
+        self.stop().await;
+        let engine = &*self.engine;
+        Ok(release(&*engine.store, engine).await?)
+    }
+
+    /// Leaves a root behind that is the end of the log. May be dropped half-way.
+    async fn wind_up(&self) -> Result<(), ImageError> {
         let engine = &*self.engine;
         self.check()?;
         writer::flush(engine).await?;
@@ -512,11 +520,15 @@ impl Log {
         self.deleted().await;
         // Whoever came after us decides what the volume is: then this is no good end.
         engine.look().await?;
-        engine.check()?;
+        engine.check()
+    }
+
+    /// Stops all background work, and waits until no request of ours can take effect.
+    async fn stop(&self) {
+        let engine = &*self.engine;
         engine.tasks.abort();
         engine.frames.close().await;
         engine.store.settle().await;
-        Ok(release(&*engine.store, engine).await?)
     }
 
     fn check(&self) -> Result<(), ImageError> {

@@ -37,11 +37,13 @@ mod writer;
 use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use quick_cache::sync::{Cache, DefaultLifecycle};
 use tokio::sync::{Notify, Semaphore};
+use tokio::time::timeout;
 
 use self::dirty::Dirty;
 pub use self::extents::is_zero;
@@ -209,6 +211,15 @@ impl Drop for Objects {
     }
 }
 
+impl Objects {
+    /// Nothing is dirty: waits until no request of ours can take effect, and stops.
+    async fn stop(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.store.settle().await;
+        self.writer.abort();
+    }
+}
+
 #[async_trait]
 impl Image for Objects {
     fn size(&self) -> u64 {
@@ -242,10 +253,17 @@ impl Image for Objects {
 
     async fn close(&self) -> Result<(), ImageError> {
         writer::flush(&self.shared).await?;
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.store.settle().await;
-        self.writer.abort();
+        self.stop().await;
         Ok(())
+    }
+
+    async fn hand_over(&self, patience: Duration) -> Result<bool, ImageError> {
+        match timeout(patience, writer::flush(&self.shared)).await {
+            Err(_) => return Ok(false),
+            Ok(flushed) => flushed?,
+        }
+        self.stop().await;
+        Ok(true)
     }
 
     async fn extents(
