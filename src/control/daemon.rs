@@ -471,7 +471,8 @@ async fn to_the_end(
             service::status("going on in another program");
             let lock = lease.lock_file();
             let lock = lock.map_err(|error| Error::failed(format!("cannot hand over: {error}")))?;
-            Ok(Outcome::HandOver(Leaving::new(*handed, lock, guardian)))
+            let leaving = Leaving::new(*handed, lock, guardian);
+            Ok(Outcome::HandOver(Box::new(leaving)))
         }
     }
 }
@@ -481,7 +482,7 @@ enum Outcome {
     /// The process ends.
     Over,
     /// It becomes another program.
-    HandOver(Leaving),
+    HandOver(Box<Leaving>),
 }
 
 impl Outcome {
@@ -530,7 +531,10 @@ pub struct Attachment {
 #[derive(Debug)]
 pub struct Transmission {
     /// Ends when the kernel lets go of the socket, or when it was stopped.
-    pub task: JoinHandle<(UnixStream, std::result::Result<transmission::Ended, TransmissionError>)>,
+    pub task: JoinHandle<(
+        UnixStream,
+        std::result::Result<transmission::Ended, TransmissionError>,
+    )>,
     stop: Option<oneshot::Sender<()>>,
 }
 

@@ -54,7 +54,9 @@ pub fn run(args: &cli::Detach) -> Result<()> {
     let notes = match answer {
         Ok(Response::Detached { notes }) => notes,
         Ok(Response::Failed(error)) => return Err(error),
-        Ok(Response::Status(_) | Response::Restarted { .. }) => return Err(Error::failed("the daemon answered nonsense")),
+        Ok(Response::Status(_) | Response::Restarted { .. }) => {
+            return Err(Error::failed("the daemon answered nonsense"));
+        }
         Err(error) => {
             return Err(
                 Error::failed(format!("{device}: the daemon did not answer: {error}"))

@@ -21,6 +21,7 @@
 //! ([`daemon`](super::daemon)).
 
 use std::ffi::{CString, OsString};
+use std::fmt;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -35,7 +36,7 @@ use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::signal::SigSet;
 use nix::sys::stat::Mode;
 use serde::{Deserialize, Serialize};
-use zeroize::Zeroizing;
+use zeroize::{Zeroize, Zeroizing};
 
 use super::attach::{Report, await_ready};
 use super::guardian::Guardian;
@@ -79,7 +80,7 @@ pub struct State {
     pub directory: PathBuf,
     /// See [`Told`].
     pub foreground: bool,
-    passphrase: Option<Vec<u8>>,
+    passphrase: Option<Secret>,
     passphrase_file: Option<PathBuf>,
     /// What the registry says of it.
     pub entry: Entry,
@@ -96,6 +97,22 @@ pub struct State {
     passed: Option<Passed>,
     /// Why the program before this one could not go on.
     pub failed: Option<Error>,
+}
+
+/// Bytes that no log shows, and that are overwritten when they are let go.
+#[derive(Serialize, Deserialize)]
+struct Secret(Vec<u8>);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
+    }
 }
 
 /// Descriptors, by their numbers.
@@ -117,19 +134,11 @@ pub struct Passed {
     pub former: Option<RawFd>,
 }
 
-impl Drop for State {
-    fn drop(&mut self) {
-        if let Some(bytes) = self.passphrase.take() {
-            drop(Zeroizing::new(bytes));
-        }
-    }
-}
-
 impl State {
     /// The state of a device that still serves.
     pub fn new(told: &Told, entry: Entry, place: String, backend: String) -> State {
         let (passphrase, passphrase_file) = match &told.passphrase {
-            Some(Passphrase::Here(bytes)) => (Some(bytes.to_vec()), None),
+            Some(Passphrase::Here(bytes)) => (Some(Secret(bytes.to_vec())), None),
             Some(Passphrase::File(path)) => (None, Some(path.clone())),
             None => (None, None),
         };
@@ -174,7 +183,7 @@ impl State {
     /// What it says of the volume's passphrase.
     pub fn passphrase(&self) -> Option<Passphrase> {
         if let Some(bytes) = &self.passphrase {
-            let bytes = Zeroizing::new(bytes.clone());
+            let bytes = Zeroizing::new(bytes.0.clone());
             return Some(super::passphrase::here(bytes));
         }
         self.passphrase_file.clone().map(Passphrase::File)
@@ -228,9 +237,7 @@ pub fn attempt(program: &Path, global: &Global, state: &State) -> Result<()> {
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
-        .map_err(|error| {
-            Error::failed(format!("cannot start {}: {error}", program.display()))
-        })?;
+        .map_err(|error| Error::failed(format!("cannot start {}: {error}", program.display())))?;
     if let Some(stdin) = child.stdin.take() {
         // One that has ended says why below.
         let _ = state.write(stdin);
@@ -297,7 +304,13 @@ impl Leaving {
             client: handed.client.as_raw_fd(),
             former: former.as_ref().map(AsRawFd::as_raw_fd),
         });
-        let passed = [handed.kernel, lock, handed.listener, guardian, handed.client];
+        let passed = [
+            handed.kernel,
+            lock,
+            handed.listener,
+            guardian,
+            handed.client,
+        ];
         Leaving {
             state,
             program: handed.program,
@@ -465,10 +478,82 @@ pub fn installed() -> Result<PathBuf> {
     let path = path.map_err(|error| Error::failed(format!("/proc/self/exe: {error}")))?;
     match path.exists() {
         true => Ok(path),
-        false => Err(Error::failed(format!(
-            "{}: it was replaced just now",
-            path.display()
-        ))
-        .hint("run the same command again")),
+        false => Err(
+            Error::failed(format!("{}: it was replaced just now", path.display()))
+                .hint("run the same command again"),
+        ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state() -> State {
+        let entry = Entry {
+            device: "/dev/nbd0".into(),
+            volume: "vol".into(),
+            container: "vol".into(),
+            size: 1 << 20,
+            block_size: 4096,
+            read_only: false,
+            pid: 1,
+            since: 2,
+            client: "host:1@2".into(),
+            format: 2,
+        };
+        let global = Global {
+            config: None,
+            secrets: None,
+            store: None,
+            verbose: 0,
+            log_file: None,
+            syslog: false,
+        };
+        let told = Told {
+            directory: "/".into(),
+            global,
+            foreground: false,
+            passphrase: Some(crate::control::passphrase::here(Zeroizing::new(
+                b"hunter2".to_vec(),
+            ))),
+        };
+        State::new(&told, entry, "place".into(), "swiftnbd:vol".into())
+    }
+
+    #[test]
+    fn what_was_written_is_read() {
+        let mut text = Vec::new();
+        state().write(&mut text).unwrap();
+        let read = State::read(&text[..]).unwrap();
+        assert_eq!(read.entry, state().entry);
+        let Some(Passphrase::Here(bytes)) = read.passphrase() else {
+            panic!("{read:?}")
+        };
+        assert_eq!(bytes.as_slice(), b"hunter2");
+        for end in 0..text.len() {
+            assert!(State::read(&text[..end]).is_err());
+        }
+    }
+
+    #[test]
+    fn another_version_is_refused_whatever_else_it_says() {
+        let text = br#"{"version":2,"entry":7}"#;
+        let error = State::read(&text[..]).unwrap_err();
+        assert!(error.message.contains("version 2"), "{}", error.message);
+    }
+
+    #[test]
+    fn no_passphrase_is_shown() {
+        let shown = format!("{:?}", state());
+        assert!(!shown.contains("104, 117"), "{shown}");
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+
+    #[test]
+    fn another_size_is_refused() {
+        assert!(state().check((1 << 20, 4096)).is_ok());
+        assert!(state().check((2 << 20, 4096)).is_err());
+        assert!(state().check((1 << 20, 512)).is_err());
     }
 }

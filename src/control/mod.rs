@@ -107,7 +107,9 @@ pub fn run(cli: &Cli) -> Result<()> {
         Command::Check(args) => check::run(&config, args),
         Command::Passphrase(args) => rekey::run(&config, args),
         Command::Delete(args) => delete::run(&config, args),
-        Command::Attach(args) if args.foreground => daemon::run_in_foreground(&cli.global, &config, args),
+        Command::Attach(args) if args.foreground => {
+            daemon::run_in_foreground(&cli.global, &config, args)
+        }
         Command::Attach(args) => attach::run(&cli.global, &config, args),
         Command::Serve(args) => serve::run(&config, args),
         Command::Boot => boot::start(&config),

@@ -57,10 +57,7 @@ fn restart(entry: &Entry, request: &Request) -> Result<(String, u64)> {
     match client.ask(request, None) {
         Ok(Response::Restarted { version, pause }) => Ok((version, pause)),
         Ok(Response::Failed(error)) => Err(Error {
-            message: format!(
-                "{device} was not restarted and works on: {}",
-                error.message
-            ),
+            message: format!("{device} was not restarted and works on: {}", error.message),
             ..error
         }),
         Ok(_) => Err(Error::failed("the daemon answered nonsense")),

@@ -107,9 +107,8 @@ impl Session {
         registry::remove(number);
         let path = registry::socket_path(number)?;
         // The directory is root's alone.
-        UnixListener::bind(&path).map_err(|error| {
-            Error::failed(format!("cannot listen on {}: {error}", path.display()))
-        })
+        UnixListener::bind(&path)
+            .map_err(|error| Error::failed(format!("cannot listen on {}: {error}", path.display())))
     }
 
     /// Registers the device. Within a tokio runtime.
@@ -297,7 +296,10 @@ async fn respond(mut client: UnixStream, response: &Response) {
 }
 
 fn too_slow(patience: Duration) -> Error {
-    let text = format!("the store did not take everything within {} s", patience.as_secs());
+    let text = format!(
+        "the store did not take everything within {} s",
+        patience.as_secs()
+    );
     Error::new(Exit::Unreachable, text).hint("try again when it does")
 }
 
@@ -358,7 +360,9 @@ impl Shared {
             attempt(&program, &global, &state)?;
             Ok::<_, Error>(state)
         });
-        let state = tried.await.map_err(|error| Error::failed(error.to_string()))??;
+        let state = tried
+            .await
+            .map_err(|error| Error::failed(error.to_string()))??;
         // The less is dirty then, the shorter is the pause.
         match timeout(FLUSH_PATIENCE, self.flush()).await {
             Ok(flushed) => flushed?,
