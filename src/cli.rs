@@ -301,6 +301,11 @@ pub struct Resume {
 Examples:
   swiftnbd status
   swiftnbd status /dev/nbd0 --json
+  swiftnbd status --watch
+
+With --watch, READ and WRITE are bytes in that second, REQUESTS what the kernel asked
+for, STORE what Swift was asked for; FOUND is the part of the looks into the cache that
+found something. With --json as well, a line a second.
 
 Common mistakes:
   - To look here for a volume that another machine has: `swiftnbd list` shows who
@@ -312,6 +317,9 @@ pub struct Status {
     /// Print JSON, for scripts
     #[arg(long)]
     pub json: bool,
+    /// Print it again every second, with what was done in that second
+    #[arg(short, long)]
+    pub watch: bool,
 }
 
 /// Arguments of `list`.

@@ -38,7 +38,9 @@ use values::{check_name, nearest, parse_store, quoted};
 pub use clouds::CloudFiles;
 pub use login::Login;
 pub use original::{OriginalKeystone, OriginalLogin};
-pub use values::{NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size};
+pub use values::{
+    MetricsAt, NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size,
+};
 
 /// Where the files are when the command line names none.
 const ETC_DIR: &str = "/etc/swiftnbd";
@@ -142,6 +144,8 @@ pub struct Volume {
     pub io_timeout: Option<Duration>,
     /// How long it stays ours when nothing is heard of us: 3 s to 1 h, whole seconds.
     pub lease: Duration,
+    /// Where the figures of its device can be read, if anywhere.
+    pub metrics: Option<MetricsAt>,
     /// What keeps its bytes.
     pub backend: Backend,
     /// Where all this was read.
@@ -306,6 +310,7 @@ impl Config {
             passphrase: settings.passphrase_file.clone().map(Passphrase::File),
             io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
             lease: settings.lease.unwrap_or(DEFAULT_LEASE),
+            metrics: settings.metrics.clone(),
             backend,
             sources: Arc::clone(&self.sources),
         })

@@ -5,11 +5,12 @@
 //! errnos (above), how a range is kept (below).
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
 use crate::image::{Extent, ExtentKind, Image, ImageError, Stats};
+use crate::metrics::{Operation, Traffic, TrafficCounts};
 
 /// The largest READ or WRITE that is served, in bytes: the kernel's and the
 /// NBD protocol's usual maximum.
@@ -22,6 +23,7 @@ pub struct Device {
     size: u64,
     block_size: u32,
     read_only: bool,
+    traffic: Arc<Traffic>,
 }
 
 /// What a client may know of a device before it is used.
@@ -77,6 +79,18 @@ pub enum DeviceError {
     Image(#[from] ImageError),
 }
 
+/// Counts what `work` did with so many bytes, and how long it took.
+async fn timed<T, E>(
+    operation: &Operation,
+    bytes: u64,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, E> {
+    let begun = Instant::now();
+    let done = work.await;
+    operation.done(bytes, begun.elapsed(), done.is_err());
+    done
+}
+
 impl Device {
     /// A device over `image`. `block_size` is the logical block size in bytes, a
     /// power of two from 512 to 4096. A size that is not a multiple of it is
@@ -88,7 +102,14 @@ impl Device {
             size: shape.size,
             block_size,
             read_only,
+            traffic: Arc::default(),
         }
+    }
+
+    /// What it was asked for since it is there; not what it refused for its range or
+    /// because it is read-only.
+    pub fn traffic(&self) -> TrafficCounts {
+        self.traffic.counts()
     }
 
     /// Size in bytes, a multiple of the block size.
@@ -119,16 +140,21 @@ impl Device {
     /// Reads, as pieces in order whose lengths add up to `length`.
     pub async fn read(&self, offset: u64, length: u32) -> Result<Vec<Bytes>, DeviceError> {
         self.check_transfer(offset, u64::from(length))?;
-        Ok(self.image.read(offset, length).await?)
+        let reading = self.image.read(offset, length);
+        Ok(timed(&self.traffic.read, length.into(), reading).await?)
     }
 
     /// Writes; with `fua`, everything answered so far and this write are durable
     /// when it returns.
     pub async fn write(&self, offset: u64, data: Bytes, fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
-        self.check_transfer(offset, data.len() as u64)?;
-        self.image.write(offset, data).await?;
-        self.flush_if(fua).await
+        let length = data.len() as u64;
+        self.check_transfer(offset, length)?;
+        let writing = async {
+            self.image.write(offset, data).await?;
+            self.flush_if(fua).await
+        };
+        timed(&self.traffic.write, length, writing).await
     }
 
     /// Makes the range read as zeros.
@@ -140,16 +166,22 @@ impl Device {
     ) -> Result<(), DeviceError> {
         self.check_writable()?;
         self.check(offset, length)?;
-        self.image.write_zeroes(offset, length).await?;
-        self.flush_if(fua).await
+        let zeroing = async {
+            self.image.write_zeroes(offset, length).await?;
+            self.flush_if(fua).await
+        };
+        timed(&self.traffic.write_zeroes, length, zeroing).await
     }
 
     /// Says that the range's content is no longer needed.
     pub async fn discard(&self, offset: u64, length: u64, fua: bool) -> Result<(), DeviceError> {
         self.check_writable()?;
         self.check(offset, length)?;
-        self.image.discard(offset, length).await?;
-        self.flush_if(fua).await
+        let trimming = async {
+            self.image.discard(offset, length).await?;
+            self.flush_if(fua).await
+        };
+        timed(&self.traffic.trim, length, trimming).await
     }
 
     /// What a range holds, from its start on: one extent to `most`, in whole
@@ -170,7 +202,7 @@ impl Device {
         if self.read_only {
             return Ok(());
         }
-        Ok(self.image.flush().await?)
+        Ok(timed(&self.traffic.flush, 0, self.image.flush()).await?)
     }
 
     /// Makes everything durable, waits until no request of ours can take effect

@@ -38,6 +38,7 @@ pub mod device;
 pub mod error;
 pub mod image;
 pub mod manual;
+pub mod metrics;
 pub mod nbd;
 pub mod stack;
 pub mod store;

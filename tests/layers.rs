@@ -6,14 +6,22 @@ use std::path::{Path, PathBuf};
 /// A room, and the rooms of this crate that it may name.
 const ROOMS: &[(&str, &[&str])] = &[
     ("src/error.rs", &[]),
-    ("src/cli", &["config", "control::attach::DAEMON_VERB"]),
+    (
+        "src/cli",
+        &[
+            "config",
+            "control::attach::DAEMON_VERB",
+            "control::handover::VERB",
+        ],
+    ),
     ("src/compat.rs", &["cli", "config", "error"]),
     ("src/manual.rs", &["cli", "error"]),
     ("src/credentials.rs", &[]),
     ("src/config", &["credentials", "error"]),
-    ("src/store", &["credentials", "store"]),
-    ("src/image", &["image", "store"]),
-    ("src/device.rs", &["image"]),
+    ("src/metrics.rs", &[]),
+    ("src/store", &["credentials", "metrics", "store"]),
+    ("src/image", &["image", "metrics", "store"]),
+    ("src/device.rs", &["image", "metrics"]),
     ("src/nbd", &["nbd", "device", "image"]),
     (
         "src/stack.rs",

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::login::Login;
-use super::values::NbdDevice;
+use super::values::{MetricsAt, NbdDevice};
 use crate::error::Error;
 
 /// What a file says of one volume. Sizes in bytes.
@@ -29,6 +29,7 @@ pub(super) struct VolumeSettings {
     pub lease: Option<Duration>,
     pub store: Option<PathBuf>,
     pub passphrase_file: Option<PathBuf>,
+    pub metrics: Option<MetricsAt>,
     pub login: Login,
 }
 

@@ -18,14 +18,14 @@ use super::login::Login;
 use super::settings::{Settings, Source, VolumeSettings, shown_key};
 use super::values::{
     Checked, check_container, check_file, check_name, format_size, nearest, parse_device,
-    parse_duration, parse_size, parse_store, quoted,
+    parse_duration, parse_metrics, parse_size, parse_store, quoted,
 };
 use crate::error::{Error, Result};
 
 const SECTIONS: [&str; 2] = ["swift", "volumes"];
 
 /// The keys of `[volumes.NAME]` besides those of `[swift]`.
-const VOLUME_KEYS: [&str; 12] = [
+const VOLUME_KEYS: [&str; 13] = [
     "container",
     "device",
     "attach_at_boot",
@@ -38,12 +38,16 @@ const VOLUME_KEYS: [&str; 12] = [
     "flush",
     "store",
     "passphrase_file",
+    "metrics",
 ];
 
 /// Bounds of `cache`, `dirty` and `map`: below, every object is fetched or uploaded
 /// again at once; above, the unit is certainly a mistake.
 const MIN_MEMORY: u64 = 1 << 20;
 const MAX_MEMORY: u64 = 1 << 40;
+
+/// What `metrics` is to be.
+const METRICS: &str = "an address: \"127.0.0.1:9464\", or the path of a socket";
 
 /// Bounds of `lease`: below, requests and their repetition take a good part of it; and
 /// whoever takes a volume over waits that long.
@@ -140,6 +144,7 @@ fn volume_key(settings: &mut VolumeSettings, entry: &Entry<'_>) -> Result<()> {
             settings.lease = Some(lease);
         }
         "flush" => entry.flush()?,
+        "metrics" => settings.metrics = Some(entry.parsed(METRICS, parse_metrics)?),
         "store" => settings.store = Some(entry.parsed("a store: \"dir:PATH\"", parse_store)?),
         "passphrase_file" => {
             let path = entry.text("a path in quotes")?;

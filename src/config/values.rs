@@ -7,6 +7,7 @@
 //! password (see [`quoted`]).
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,46 @@ const MAX_DEVICE_INDEX: u32 = (1 << 20) - 1;
 
 /// Longer URLs are refused.
 const MAX_URL_BYTES: usize = 2048;
+
+/// Where figures can be read: on this machine only.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum MetricsAt {
+    /// A port of a loopback address.
+    Tcp(SocketAddr),
+    /// A socket in the file system; an absolute path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for MetricsAt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            MetricsAt::Tcp(address) => address.fmt(f),
+            MetricsAt::Unix(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// From `127.0.0.1:9464`, `[::1]:9464` or `/run/swiftnbd/vol.metrics`.
+pub(super) fn parse_metrics(text: &str) -> Checked<MetricsAt> {
+    if text.starts_with('/') {
+        check_file(text)?;
+        // What the kernel takes as a socket's name.
+        if text.len() > 107 {
+            return Err("the path of a socket has at most 107 bytes".into());
+        }
+        return Ok(MetricsAt::Unix(text.into()));
+    }
+    let address: SocketAddr = text.parse().map_err(
+        |_| "it is written \"127.0.0.1:9464\", \"[::1]:9464\" or \"/run/swiftnbd/NAME.metrics\"",
+    )?;
+    if !address.ip().is_loopback() {
+        return Err("others than this machine must not read them there: 127.0.0.1 or [::1]".into());
+    }
+    if address.port() == 0 {
+        return Err("nobody would know which port that is".into());
+    }
+    Ok(MetricsAt::Tcp(address))
+}
 
 /// A size in bytes, from `512`, `64K`, `64KB`, `64KiB` and the like with M, G
 /// and T, in any case. All units are powers of two.

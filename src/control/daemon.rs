@@ -36,7 +36,7 @@ use super::netlink::{Connect, Nbd, NetlinkError};
 use super::registry::{self, Entry, Response, unix_now};
 use super::session::{Ended, Session};
 use super::signals::Signals;
-use super::{block_on, container, memory, open, passphrase, require_root, service, sysfs};
+use super::{block_on, container, memory, metrics, open, passphrase, require_root, service, sysfs};
 use crate::cli::{Attach, Global, Resume};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
@@ -342,7 +342,12 @@ fn go_on(
             passphrase: state.passphrase(),
         };
         let place = state.place.clone();
-        let session = Session::start(&attachment, listener, signals, told, place)?;
+        let mut session = Session::start(&attachment, listener, signals, &lease, told, place)?;
+        match metrics_of(&volume).await {
+            Ok(listener) => listener.into_iter().for_each(|l| session.measure(l)),
+            // No reason to end a device that works.
+            Err(error) => tracing::error!("{}", error.message),
+        }
         // From here on nothing leads back.
         let version = env!("CARGO_PKG_VERSION").to_owned();
         tracing::info!(device = %number, volume = volume.name, version, pause, "went on");
@@ -392,6 +397,14 @@ async fn reopen(volume: &Volume, state: &State, passed: Passed) -> Result<(Lease
     }
 }
 
+/// Listens where the configuration has the figures read, if anywhere.
+async fn metrics_of(volume: &Volume) -> Result<Option<metrics::Listener>> {
+    match &volume.metrics {
+        Some(at) => metrics::Listener::bind(at).await.map(Some),
+        None => Ok(None),
+    }
+}
+
 /// Which device a volume is to be attached to.
 #[derive(Debug)]
 enum Wanted {
@@ -410,6 +423,7 @@ async fn attach(
 ) -> Result<Outcome> {
     service::begin();
     let mut signals = Signals::listen()?;
+    let metrics = metrics_of(volume).await?;
     let lease = Lease::take(volume, takeover).await?;
     let started = async {
         let device = lease
@@ -428,7 +442,8 @@ async fn attach(
     let number = attachment.number;
     let place = registry::identity(volume);
     let listening = Session::listen(number);
-    let session = match listening.and_then(|l| Session::start(&attachment, l, signals, told, place))
+    let mut session = match listening
+        .and_then(|l| Session::start(&attachment, l, signals, &lease, told, place))
     {
         Ok(session) => session,
         Err(error) => {
@@ -439,6 +454,9 @@ async fn attach(
             return Err(error);
         }
     };
+    if let Some(listener) = metrics {
+        session.measure(listener);
+    }
     tracing::info!(device = %number, volume = volume.name, "attached");
     if reporter.ready(number).is_err() {
         tracing::warn!(device = %number, "whoever asked for it has gone: detaching");

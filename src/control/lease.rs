@@ -23,7 +23,7 @@ use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
 use crate::stack::{self, Container};
-use crate::store::ErrorKind;
+use crate::store::{ErrorKind, ObjectStore};
 
 /// After an unlock by hand, attaching waits for requests of the dead holder that
 /// may still be on their way. When that was is told by the clock of whoever
@@ -180,6 +180,11 @@ impl Lease {
             _reload: reload,
             machine,
         })
+    }
+
+    /// The store that the volume is kept in.
+    pub fn store(&self) -> Arc<dyn ObjectStore> {
+        Arc::clone(&self.container.impatient)
     }
 
     /// The open file of the machine's lock, once more.

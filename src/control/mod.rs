@@ -33,6 +33,7 @@ pub mod handover;
 pub mod lease;
 pub mod logging;
 pub mod memory;
+pub mod metrics;
 pub mod netlink;
 pub mod open;
 pub mod original;

@@ -20,13 +20,14 @@ use crate::config::{Backend, NbdDevice, Volume, parse_device};
 use crate::error::{Error, Exit, Result};
 use crate::image::Stats;
 use crate::image::log::format::AttachId;
+use crate::metrics::{RequestCount, TrafficCounts};
 
 /// Where the registry is. Tests and containers give each machine its own by
 /// mounting something here.
 const DIRECTORY: &str = "/run/swiftnbd";
 
 /// The longest line on a control socket, in bytes.
-pub const MAX_LINE: u64 = 16 << 10;
+pub const MAX_LINE: u64 = 64 << 10;
 
 /// An attached device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -78,7 +79,7 @@ pub enum Request {
 #[serde(rename_all = "snake_case")]
 pub enum Response {
     /// To [`Request::Status`].
-    Status(Stats),
+    Status(Box<Figures>),
     /// The device is detached; notes for the user.
     Detached {
         /// What was lost or left behind, a sentence each.
@@ -93,6 +94,20 @@ pub enum Response {
         /// How long nothing was answered, in milliseconds.
         pause: u64,
     },
+}
+
+/// All the figures of an attached device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Figures {
+    /// The volume's.
+    #[serde(flatten)]
+    pub stats: Stats,
+    /// What the kernel asked for.
+    #[serde(default)]
+    pub traffic: TrafficCounts,
+    /// What the store was asked for.
+    #[serde(default)]
+    pub requests: Vec<RequestCount>,
 }
 
 /// The lock of a volume on this machine, held by its daemon. It closes the moment

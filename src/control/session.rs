@@ -10,15 +10,16 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{Mutex, Notify, OwnedMutexGuard, Semaphore, mpsc, watch};
-use tokio::task::{JoinSet, spawn_blocking};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
 use super::daemon::{Attachment, Transmission, disconnect};
 use super::explain;
 use super::handover::{Handed, State, Told, attempt, boot_clock};
 use super::lease::{Lease, way_back};
+use super::metrics;
 use super::netlink::Nbd;
-use super::registry::{self, Entry, MAX_LINE, Request, Response};
+use super::registry::{self, Entry, Figures, MAX_LINE, Request, Response};
 use super::service;
 use super::signals::Signals;
 use super::sysfs::{self, NotReleased};
@@ -26,6 +27,7 @@ use crate::config::{NbdDevice, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
 use crate::nbd::transmission::Ended as How;
+use crate::store::ObjectStore;
 
 /// How long `detach --force` tries to save what it can, unless told.
 const FORCED_PATIENCE: Duration = Duration::from_secs(10);
@@ -37,6 +39,10 @@ const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
 /// works; and afterwards, while it does not.
 const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
 const HAND_OVER_PATIENCE: Duration = Duration::from_secs(20);
+/// Between two sentences for the service manager.
+const BETWEEN_SENTENCES: Duration = Duration::from_secs(10);
+/// From so many seconds on, they say how far Swift is behind.
+const BEHIND: u64 = 30;
 /// Control connections that are served at a time.
 const MAX_CLIENTS: usize = 16;
 /// How long a client may take to send its request, or to read the answer.
@@ -50,6 +56,16 @@ pub struct Session {
     signals: Signals,
     outcome: watch::Sender<Option<Vec<String>>>,
     restarts: mpsc::Receiver<Restart>,
+    metrics: Option<metrics::Listener>,
+}
+
+/// A task that ends when nobody has it any more.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[derive(Debug)]
@@ -71,6 +87,7 @@ struct Shared {
     ending: Arc<Mutex<()>>,
     /// Restarts that are ready, for the one task that can carry them out.
     restarts: mpsc::Sender<Restart>,
+    store: Arc<dyn ObjectStore>,
     told: Told,
     place: String,
     backend: String,
@@ -116,6 +133,7 @@ impl Session {
         attachment: &Attachment,
         listener: UnixListener,
         signals: Signals,
+        lease: &Lease,
         told: Told,
         place: String,
     ) -> Result<Session> {
@@ -133,6 +151,7 @@ impl Session {
             disconnected: AtomicBool::new(false),
             ending: Arc::default(),
             restarts: restart,
+            store: lease.store(),
             told,
             place,
             backend: attachment.backend.clone(),
@@ -145,7 +164,13 @@ impl Session {
             signals,
             outcome,
             restarts,
+            metrics: None,
         })
+    }
+
+    /// Has the figures be read there.
+    pub fn measure(&mut self, listener: metrics::Listener) {
+        self.metrics = Some(listener);
     }
 
     /// Detach as soon as nobody holds the device.
@@ -160,6 +185,12 @@ impl Session {
         let mut transmission = attachment.transmission;
         let mut leaving = JoinSet::new();
         let mut restart = None;
+        let mut telling = interval(BETWEEN_SENTENCES);
+        telling.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let _measured = self.metrics.take().map(|listener| {
+            let shared = Arc::clone(&self.shared);
+            AbortOnDrop(tokio::spawn(listener.serve(move || shared.metrics())))
+        });
         let ended = loop {
             tokio::select! {
                 ended = &mut transmission.task => match (ended, restart.take()) {
@@ -202,6 +233,9 @@ impl Session {
                 },
                 Some(_) = clients.join_next() => {}
                 Some(_) = leaving.join_next() => {}
+                _ = telling.tick(), if leaving.is_empty() => {
+                    service::status(&self.shared.sentence());
+                }
                 () = self.signals.recv() => self.shared.leave.notify_one(),
                 () = self.shared.leave.notified() => {
                     if leaving.is_empty() {
@@ -314,7 +348,7 @@ impl Shared {
             return;
         };
         let response = match request {
-            Request::Status => Response::Status(self.device.stats()),
+            Request::Status => Response::Status(Box::new(self.figures())),
             Request::Restart { program } => match self.prepare_restart(&program).await {
                 Ok((state, ending)) => {
                     let restart = Restart {
@@ -348,6 +382,33 @@ impl Shared {
             // Its end tells the client that the process has ended.
             std::mem::forget(stream);
         }
+    }
+
+    fn figures(&self) -> Figures {
+        Figures {
+            stats: self.device.stats(),
+            traffic: self.device.traffic(),
+            requests: self.store.requests(),
+        }
+    }
+
+    /// The figures as Prometheus reads them.
+    fn metrics(&self) -> String {
+        metrics::text(&self.entry, &self.figures())
+    }
+
+    /// What the service manager is told now and then.
+    fn sentence(&self) -> String {
+        let (number, volume) = (self.number, &self.entry.volume);
+        let stats = self.device.stats();
+        let dirty = format_size(stats.dirty_bytes);
+        let behind = match stats.log.map(|log| log.seconds_behind) {
+            Some(seconds) if seconds >= BEHIND => {
+                format!(", and Swift has not taken what was written {seconds} s ago")
+            }
+            _ => String::new(),
+        };
+        format!("volume {volume} is attached to {number}: {dirty} not durable yet{behind}")
     }
 
     /// Everything about a restart that takes time or may fail, while the device works.

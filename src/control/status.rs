@@ -1,9 +1,11 @@
 //! `status`: what is attached on this machine.
 
+mod watch;
+
 use std::io::Write;
 use std::time::Duration;
 
-use super::registry::{self, Client, Entry, Request, Response};
+use super::registry::{self, Client, Entry, Figures, Request, Response};
 use super::{find, require_root};
 use crate::cli;
 use crate::config::format_size;
@@ -31,27 +33,36 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// Prints the devices, one or all.
 pub fn run(args: &cli::Status) -> Result<()> {
     require_root("status")?;
-    let entries = match &args.target {
-        Some(target) => vec![find(target)?],
-        None => registry::entries(),
+    if args.watch {
+        return watch::run(args);
+    }
+    let shown = look(args)?;
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&json(&shown)),
+        false => Ok(table(&shown)),
     };
-    let shown: Vec<_> = entries
-        .into_iter()
-        .map(|entry| (state(&entry), entry))
-        .collect();
-    let text = if args.json {
-        json(&shown)?
-    } else {
-        table(&shown)
-    };
+    let mut text = text.map_err(|error| Error::failed(error.to_string()))?;
+    if args.json {
+        text.push('\n');
+    }
     let written = std::io::stdout().lock().write_all(text.as_bytes());
     written.map_err(|error| Error::failed(format!("cannot print: {error}")))
 }
 
+/// What is attached, and how each is doing.
+fn look(args: &cli::Status) -> Result<Vec<(State, Entry)>> {
+    let entries = match &args.target {
+        Some(target) => vec![find(target)?],
+        None => registry::entries(),
+    };
+    let with_state = entries.into_iter().map(|entry| (state(&entry), entry));
+    Ok(with_state.collect())
+}
+
 /// How a daemon is doing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum State {
-    Attached(Stats),
+    Attached(Box<Figures>),
     /// It is there and does not answer.
     Silent,
     /// It is dead; its container is still locked.
@@ -59,12 +70,23 @@ enum State {
 }
 
 impl State {
-    fn word(self) -> &'static str {
+    fn word(&self) -> &'static str {
         match self {
             State::Attached(_) => "attached",
             State::Silent => "silent",
             State::Dead => "dead",
         }
+    }
+
+    fn figures(&self) -> Option<&Figures> {
+        match self {
+            State::Attached(figures) => Some(figures),
+            State::Silent | State::Dead => None,
+        }
+    }
+
+    fn stats(&self) -> Option<&Stats> {
+        self.figures().map(|figures| &figures.stats)
     }
 }
 
@@ -73,7 +95,7 @@ fn state(entry: &Entry) -> State {
         return State::Dead;
     };
     match client.ask(&Request::Status, Some(PATIENCE)) {
-        Ok(Response::Status(stats)) => State::Attached(stats),
+        Ok(Response::Status(figures)) => State::Attached(figures),
         _ => State::Silent,
     }
 }
@@ -84,10 +106,7 @@ fn table(shown: &[(State, Entry)]) -> String {
     }
     let mut rows = vec![HEADINGS.map(str::to_owned)];
     for (state, entry) in shown {
-        let stats = match state {
-            State::Attached(stats) => Some(stats),
-            State::Silent | State::Dead => None,
-        };
+        let stats = state.stats();
         let dirty = stats.map_or("?".to_owned(), |stats| format_size(stats.dirty_bytes));
         let [behind, live, stored, segments, collected] = log_columns(stats);
         let read_only = if entry.read_only { ", read-only" } else { "" };
@@ -105,13 +124,18 @@ fn table(shown: &[(State, Entry)]) -> String {
             collected,
         ]);
     }
-    let mut widths = [0; COLUMNS];
-    for row in &rows {
+    aligned(&rows)
+}
+
+/// Rows of cells as text.
+fn aligned<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
         for (width, cell) in widths.iter_mut().zip(row) {
             *width = cell.chars().count().max(*width);
         }
     }
-    let line = |row: &[String; COLUMNS]| {
+    let line = |row: &[String; N]| {
         let cells = row
             .iter()
             .zip(widths)
@@ -147,34 +171,30 @@ fn about(bytes: u64) -> String {
     })
 }
 
-fn json(shown: &[(State, Entry)]) -> Result<String> {
-    let devices: Vec<_> = shown
-        .iter()
-        .map(|(state, entry)| {
-            let stats = match state {
-                State::Attached(stats) => Some(*stats),
-                State::Silent | State::Dead => None,
-            };
-            serde_json::json!({
-                "device": entry.device,
-                "volume": entry.volume,
-                "container": entry.container,
-                "size": entry.size,
-                "block_size": entry.block_size,
-                "read_only": entry.read_only,
-                "pid": entry.pid,
-                "since": entry.since,
-                "client": entry.client,
-                "state": state.word(),
-                "dirty_bytes": stats.map(|stats| stats.dirty_bytes),
-                "cached_bytes": stats.map(|stats| stats.cached_bytes),
-                "log": stats.and_then(|stats| stats.log),
-            })
+fn json(shown: &[(State, Entry)]) -> serde_json::Value {
+    let devices = shown.iter().map(|(state, entry)| {
+        let stats = state.stats();
+        serde_json::json!({
+            "device": entry.device,
+            "volume": entry.volume,
+            "container": entry.container,
+            "size": entry.size,
+            "block_size": entry.block_size,
+            "read_only": entry.read_only,
+            "pid": entry.pid,
+            "since": entry.since,
+            "client": entry.client,
+            "state": state.word(),
+            "dirty_bytes": stats.map(|stats| stats.dirty_bytes),
+            "cached_bytes": stats.map(|stats| stats.cached_bytes),
+            "cache_hits": stats.map(|stats| stats.cache_hits),
+            "cache_misses": stats.map(|stats| stats.cache_misses),
+            "log": stats.and_then(|stats| stats.log),
+            "traffic": state.figures().map(|figures| &figures.traffic),
+            "requests": state.figures().map(|figures| &figures.requests),
         })
-        .collect();
-    let text = serde_json::to_string_pretty(&devices);
-    text.map(|text| text + "\n")
-        .map_err(|error| Error::failed(error.to_string()))
+    });
+    devices.collect()
 }
 
 #[cfg(test)]

@@ -109,6 +109,12 @@ pub struct Stats {
     pub dirty_bytes: u64,
     /// Bytes of clean data held in memory.
     pub cached_bytes: u64,
+    /// How often data was looked for in memory and found, since the attach.
+    #[serde(default)]
+    pub cache_hits: u64,
+    /// How often it was not.
+    #[serde(default)]
+    pub cache_misses: u64,
     /// What only a volume of format 2 has.
     #[serde(default)]
     pub log: Option<LogStats>,

@@ -21,6 +21,8 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use md5::{Digest, Md5};
 
+use crate::metrics::RequestCount;
+
 /// The most names that [`ObjectStore::delete_many`] takes; Swift's own limit.
 pub const MAX_TOGETHER: usize = 10_000;
 
@@ -133,6 +135,12 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// How long after its sender died a request may still take effect. Zero
     /// where it cannot outlive its sender.
     fn linger(&self) -> Duration;
+
+    /// How often it was asked for what since this process began, attempts that failed
+    /// included; nothing if it does not count.
+    fn requests(&self) -> Vec<RequestCount> {
+        Vec::new()
+    }
 
     /// The latest time that the store's own clocks showed in any answer so far, since
     /// 1970, to the second. `None`: none came yet, or it has no clock of its own. The

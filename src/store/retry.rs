@@ -44,6 +44,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 use self::outage::Outage;
 use self::quarantine::{Left, Quarantine};
 use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+use crate::metrics::RequestCount;
 
 /// The longest first pause.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -455,6 +456,10 @@ impl ObjectStore for Retry {
 
     fn linger(&self) -> Duration {
         self.inner.linger()
+    }
+
+    fn requests(&self) -> Vec<RequestCount> {
+        self.inner.requests()
     }
 
     fn time(&self) -> Option<Duration> {

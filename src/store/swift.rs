@@ -66,6 +66,7 @@ use self::request::Request;
 use self::rounds::Rounds;
 use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 use crate::credentials::Credentials;
+use crate::metrics::{RequestCount, Requests};
 
 /// How long a request without an answer may still take effect.
 pub const REQUEST_LIFETIME: Duration = Duration::from_secs(30);
@@ -94,6 +95,8 @@ pub struct SwiftStore {
     no_bulk: Arc<AtomicBool>,
     /// The latest Date of all answers, in seconds since 1970; 0: none came yet.
     time: Arc<AtomicU64>,
+    /// What was sent to this container.
+    sent: Arc<Requests>,
 }
 
 /// What a container's HEAD says of a GET's 404 that came before it.
@@ -147,6 +150,7 @@ impl SwiftStore {
             presence: Arc::new(Rounds::new()),
             no_bulk: Arc::default(),
             time: Arc::default(),
+            sent: Arc::default(),
         })
     }
 
@@ -170,7 +174,7 @@ impl SwiftStore {
     }
 
     async fn send(&self, request: &Request) -> Result<Response, StoreError> {
-        let reply = self.account().send(request, &self.pin).await?;
+        let reply = self.account().send(request, &self.pin, &self.sent).await?;
         if let Some(date) = answer::date(reply.headers(), DATE) {
             self.time.fetch_max(date, Ordering::Relaxed);
         }
@@ -385,6 +389,10 @@ impl ObjectStore for SwiftStore {
 
     fn linger(&self) -> Duration {
         REQUEST_LIFETIME
+    }
+
+    fn requests(&self) -> Vec<RequestCount> {
+        self.sent.counts()
     }
 
     fn time(&self) -> Option<Duration> {

@@ -183,9 +183,12 @@ impl Image for Log {
             deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
             lease_seconds: engine.lease.seconds_left(),
         };
+        let (cache_hits, cache_misses) = engine.frames.lookups();
         Stats {
             dirty_bytes: held,
             cached_bytes: engine.frames.cached_bytes() + engine.map.memory(),
+            cache_hits,
+            cache_misses,
             log: Some(log),
         }
     }

@@ -281,6 +281,8 @@ impl Image for Objects {
         Stats {
             dirty_bytes,
             cached_bytes: self.shared.cache.weight(),
+            cache_hits: self.shared.cache.hits(),
+            cache_misses: self.shared.cache.misses(),
             log: None,
         }
     }

@@ -34,6 +34,7 @@ use super::http::{self, Timeouts};
 use super::request::{Request, shown};
 use super::rounds::Rounds;
 use crate::credentials::{Auth, Credentials, Tls};
+use crate::metrics::Requests;
 use crate::store::{ErrorKind, StoreError};
 
 /// Credentials that were refused are not tried again for this long: many
@@ -151,28 +152,30 @@ impl Account {
 
     /// Sends a request with a token. If the token is refused it is renewed, and
     /// the request sent once more. `pin`: the name of the account, once it is
-    /// known: nothing is sent to another one.
+    /// known: nothing is sent to another one. `sent` counts.
     pub(super) async fn send(
         self: &Arc<Self>,
         request: &Request,
         pin: &OnceLock<String>,
+        sent: &Requests,
     ) -> Result<Response, StoreError> {
         let session = self.session(None).await?;
         session.check(pin)?;
-        let reply = self.send_with(&session, request).await?;
+        let reply = self.send_with(&session, request, sent).await?;
         if reply.status() != StatusCode::UNAUTHORIZED {
             return Ok(reply);
         }
         http::drain(reply).await;
         let session = self.session(Some(&session)).await?;
         session.check(pin)?;
-        self.send_with(&session, request).await
+        self.send_with(&session, request, sent).await
     }
 
     async fn send_with(
         &self,
         session: &Session,
         request: &Request,
+        sent: &Requests,
     ) -> Result<Response, StoreError> {
         let url = format!("{}/{}", session.storage_url, request.path);
         let builder = self
@@ -180,7 +183,10 @@ impl Account {
             .request(request.method.clone(), url)
             .headers(request.headers.clone())
             .header("x-auth-token", session.token.clone());
-        http::send(request, builder, &self.timeouts).await
+        let reply = http::send(request, builder, &self.timeouts).await;
+        let status = reply.as_ref().map_or(0, |reply| reply.status().as_u16());
+        sent.sent(request.method.as_str(), status);
+        reply
     }
 
     /// A session other than the one that failed.

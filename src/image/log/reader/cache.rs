@@ -41,6 +41,11 @@ impl quick_cache::Weighter<FrameRef, Bytes> for Weigher {
 }
 
 impl FrameCache {
+    /// How often something was looked for and found, and how often not.
+    pub(super) fn lookups(&self) -> (u64, u64) {
+        (self.0.hits(), self.0.misses())
+    }
+
     /// A cache of this many bytes. What is heavier than half of a shard is never
     /// kept, so one of less than 132 KiB keeps no whole frame.
     pub(super) fn new(bytes: u64) -> FrameCache {

@@ -261,6 +261,11 @@ impl Frames {
         self.shared.cache.bytes()
     }
 
+    /// How often a frame was looked for in the cache and found, and how often not.
+    pub fn lookups(&self) -> (u64, u64) {
+        self.shared.cache.lookups()
+    }
+
     /// Ends all work in the background; who still waits for a frame is told that the
     /// volume is closed.
     pub async fn close(&self) {
