@@ -5,9 +5,10 @@
 //! errnos (above), how a range is kept (below).
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use crate::image::{Extent, ExtentKind, Image, ImageError, Stats};
 use crate::metrics::{Operation, Traffic, TrafficCounts};

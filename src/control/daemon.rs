@@ -44,8 +44,8 @@ use crate::error::{Error, Exit, Result};
 use crate::nbd::transmission::{self, Limits, TransmissionError};
 use crate::nbd::wire::transmission_flags;
 
-/// Socket buffers, in bytes: the kernel's driver does not cope well with partial
-/// sends, and large requests go through in one piece.
+/// Socket buffers, in bytes, where there is memory: the kernel's driver does not cope well
+/// with partial sends, and large requests go through in one piece.
 const SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long the kernel may take to show a connected device.
@@ -326,7 +326,7 @@ fn go_on(
             number,
             device: device.clone(),
             nbd,
-            transmission: Transmission::start(kernel, device, &volume.name),
+            transmission: Transmission::start(kernel, device, &volume),
             backend: state.backend.clone(),
             entry: Entry {
                 pid: std::process::id(),
@@ -554,11 +554,29 @@ pub struct Transmission {
         std::result::Result<transmission::Ended, TransmissionError>,
     )>,
     stop: Option<oneshot::Sender<()>>,
+    limits: Limits,
+    volume: String,
 }
 
 impl Transmission {
     /// Answers the kernel's requests. Within a tokio runtime.
-    pub fn start(mut stream: UnixStream, device: Device, volume: &str) -> Transmission {
+    pub fn start(stream: UnixStream, device: Device, volume: &Volume) -> Transmission {
+        let mut limits = Limits::default();
+        limits.bytes = limits.bytes.min(volume.dirty);
+        Transmission::begin(stream, device, limits, volume.name.clone())
+    }
+
+    /// Goes on after it was stopped.
+    pub fn go_on(self, stream: UnixStream, device: Device) -> Transmission {
+        Transmission::begin(stream, device, self.limits, self.volume)
+    }
+
+    fn begin(
+        mut stream: UnixStream,
+        device: Device,
+        limits: Limits,
+        volume: String,
+    ) -> Transmission {
         let (stop, stopped) = oneshot::channel();
         let span = tracing::info_span!("volume", name = volume);
         let serving = async move {
@@ -567,12 +585,14 @@ impl Transmission {
                     pending::<()>().await;
                 }
             };
-            let ended = transmission::serve(&mut stream, device, Limits::default(), until).await;
+            let ended = transmission::serve(&mut stream, device, limits, until).await;
             (stream, ended)
         };
         Transmission {
             task: tokio::spawn(serving.instrument(span)),
             stop: Some(stop),
+            limits,
+            volume,
         }
     }
 
@@ -593,7 +613,7 @@ async fn connect(
 ) -> Result<Attachment> {
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
     let (ours, kernels) = socket_pair()?;
-    let transmission = Transmission::start(ours, device.clone(), &volume.name);
+    let transmission = Transmission::start(ours, device.clone(), volume);
     let backend = format!("swiftnbd:{}", volume.name);
     let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
     let ready = wait_until_ready(number, device.size()).await;
@@ -626,11 +646,11 @@ async fn connect(
 fn socket_pair() -> Result<(UnixStream, StdUnixStream)> {
     let failed = |error: std::io::Error| Error::failed(format!("cannot make a socket: {error}"));
     let (ours, kernels) = StdUnixStream::pair().map_err(failed)?;
-    for end in [ours.as_fd(), kernels.as_fd()] {
-        // As root the system's limit does not hold; if it does, it is only slower.
-        let _ = setsockopt(&end, sockopt::SndBufForce, &SOCKET_BUFFER);
-        let _ = setsockopt(&end, sockopt::RcvBufForce, &SOCKET_BUFFER);
-    }
+    // As root the system's limit does not hold; if it does, it is only slower. (What
+    // counts between two ends of a pair is the sender's.)
+    let _ = setsockopt(&ours.as_fd(), sockopt::SndBufForce, &SOCKET_BUFFER);
+    let kernels_part = memory::send_buffer(SOCKET_BUFFER);
+    let _ = setsockopt(&kernels.as_fd(), sockopt::SndBufForce, &kernels_part);
     ours.set_nonblocking(true).map_err(failed)?;
     Ok((UnixStream::from_std(ours).map_err(failed)?, kernels))
 }

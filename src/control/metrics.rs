@@ -246,6 +246,9 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
     page.text
 }
 
+/// One figure of a kind of request.
+type Figure = fn(&OperationCounts) -> u64;
+
 struct Page {
     text: String,
     /// Those of every line.
@@ -279,7 +282,7 @@ impl Page {
         for (operation, counts) in kinds {
             self.histogram("request_duration_seconds", operation, counts);
         }
-        let families: [(&str, &str, fn(&OperationCounts) -> u64); 2] = [
+        let families: [(&str, &str, Figure); 2] = [
             (
                 "request_bytes_total",
                 "Bytes of requests that succeeded.",

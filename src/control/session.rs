@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
-use super::daemon::{Attachment, Transmission, disconnect};
+use super::daemon::{Attachment, disconnect};
 use super::explain;
 use super::handover::{Handed, State, Told, attempt, boot_clock};
 use super::lease::{Lease, way_back};
@@ -199,8 +199,7 @@ impl Session {
                             Ok(handed) => return Ended::HandedOver(Box::new(handed)),
                             Err(stream) => {
                                 let device = self.shared.device.clone();
-                                let name = &self.shared.entry.volume;
-                                transmission = Transmission::start(stream, device, name);
+                                transmission = transmission.go_on(stream, device);
                             }
                         }
                     }

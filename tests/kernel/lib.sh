@@ -280,7 +280,9 @@ clean_up() {
     set +ex
     if ((status)); then
         echo '---- the end of the kernel'\''s log'
-        # How it began, and how it ended: in between the same is said of each block.
+        # How it began, and how it ended: in between the same is said of each block. All
+        # of it is kept.
+        dmesg >"$TEST_DIR/dmesg"
         dmesg | tail -n +$((seen + 1)) | grep -E 'block nbd|nbd: |alloc|oom|memory' | head -n 20
         dmesg | tail -n 12
         echo '---- the end of the daemon'\''s log'

@@ -2,7 +2,9 @@
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, IsTerminal, Write};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::super::registry::{Entry, Figures};
 use super::{State, about, aligned, json, look};
