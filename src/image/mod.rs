@@ -8,6 +8,7 @@
 pub mod log;
 pub mod meta;
 pub mod objects;
+mod vital;
 
 use std::fmt;
 use std::time::Duration;

@@ -7,7 +7,7 @@
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-megabytes=384
+megabytes=288
 if [[ $full ]]; then megabytes=2048; fi
 volumes swift vol
 cat >>"$config" <<'END'

@@ -3,11 +3,12 @@
 # verification and a database: nothing but a pause, which is told. What cannot take its
 # place does not, and the old one goes on.
 # cases: format1 format2
+# full: format1
 # needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
-rounds=5
+rounds=3
 if [[ $full ]]; then rounds=40; fi
 format=${TEST_CASE#format}
 volumes swift vol other

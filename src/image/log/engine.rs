@@ -22,6 +22,7 @@ use super::place::Home;
 use super::reader::{Frames, ReadAhead};
 use super::writer::Job;
 use crate::image::ImageError;
+use crate::image::vital::vital;
 use crate::store::{ObjectStore, StoreError};
 
 /// An open volume.
@@ -108,11 +109,11 @@ pub struct Counters {
 pub struct Tasks(Mutex<JoinSet<()>>);
 
 impl Tasks {
-    /// Starts one.
+    /// Starts one. If it panics, the process ends: others wait for what it should do.
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut set = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while set.try_join_next().is_some() {}
-        set.spawn(task);
+        set.spawn(vital(task));
     }
 
     /// Ends all of them.

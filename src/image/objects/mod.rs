@@ -50,6 +50,7 @@ pub use self::extents::is_zero;
 use self::layout::Layout;
 use self::presence::Presence;
 use self::reader::{Fetches, Streams};
+use super::vital::vital;
 use super::{Extent, Image, ImageError, Stats};
 use crate::store::ObjectStore;
 
@@ -159,7 +160,7 @@ impl Objects {
             read_ahead: (limits.cache / 4).min(16 << 20),
             closed: AtomicBool::new(false),
         });
-        let writer = tokio::spawn(writer::run(Arc::clone(&shared)));
+        let writer = tokio::spawn(vital(writer::run(Arc::clone(&shared))));
         Objects { shared, writer }
     }
 

@@ -15,6 +15,7 @@ use super::extents;
 use super::layout::Piece;
 use super::{Shared, State, reader};
 use crate::image::ImageError;
+use crate::image::vital::vital;
 
 /// How long dirty data may wait before it is uploaded without being asked for.
 pub const WRITE_BACK_AFTER: Duration = Duration::from_secs(3);
@@ -156,7 +157,7 @@ pub async fn run(shared: Arc<Shared>) {
     loop {
         match next_upload(&shared, uploads.len()) {
             Next::Upload { index, needs_base } => {
-                uploads.spawn(upload(Arc::clone(&shared), index, needs_base));
+                uploads.spawn(vital(upload(Arc::clone(&shared), index, needs_base)));
             }
             Next::Wait(until) => {
                 tokio::select! {
