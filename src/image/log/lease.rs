@@ -7,7 +7,8 @@
 //! A lease is so many seconds long; its length *L* is in the claim.
 //!
 //! - The holder *renews* three times within it: it stores its renewal (`lease/<e>`), has
-//!   that answered, then looks for a claim of the next epoch. If there is none the lease
+//!   that answered, then looks for a claim of the next epoch, and of the one after that,
+//!   whose claimant may have seen what is hidden from us. If there is none the lease
 //!   lasts until *L* after the moment before these requests were sent, by a clock that
 //!   counts suspended time, too. If there is one the volume is lost, for good.
 //! - A FLUSH is answered only after every segment up to its own is durable, and then
@@ -44,6 +45,7 @@
 //! | the first of two candidates dies while it waits, the second finds an unpinned epoch | it waits for the longest of all leases from the pinned one on |
 //! | a candidate dies while it waits, and is started again on its machine | its epoch has no pin, so nothing is skipped |
 //! | a claim below ours cannot be found, and so not how long its lease is | it is taken to be as long as ours, or as usual |
+//! | the next claim's sender died, it lies on one server only, and somebody who saw it claims the one after it | the holder and whoever opens the volume look one epoch further; should two in a row come and go, the holder may answer flushes that had nothing to store for a while longer: what it stores meets the winner's stops |
 //! | an answer to a renewal is lost | it is repeated with the same bytes, so it need not wait for the first to be settled |
 //! | the look is answered 404 by servers that do not know the claim | assumed not to happen, see below |
 //!
@@ -429,16 +431,22 @@ impl Lease {
     ) -> Result<(), LogError> {
         // What a patient store repeats may have been sent long ago.
         let store_before = store.time();
-        let name = names::epoch(self.epoch + 1);
-        match store.get(&name).await {
-            Err(error) if error.kind == ErrorKind::NotFound => {}
-            Err(error) => return Err(error.into()),
-            Ok(body) => {
-                return Err(match Claim::decode(&name, &body) {
+        let look = async |epoch| {
+            let name = names::epoch(epoch);
+            match store.get(&name).await {
+                Err(error) if error.kind == ErrorKind::NotFound => Ok(()),
+                Err(error) => Err(error.into()),
+                Ok(body) => Err(match Claim::decode(&name, &body) {
                     Ok((_, claim)) => LogError::Superseded(Box::new(claim)),
                     Err(_) => LogError::Fenced(format!("{name} exists")),
-                });
+                }),
             }
+        };
+        let (next, beyond) = tokio::join!(look(self.epoch + 1), look(self.epoch + 2));
+        // That there is one counts, whatever became of the other question.
+        match (next, beyond) {
+            (Err(LogError::Store(error)), beyond) => return beyond.and(Err(error.into())),
+            (next, beyond) => next.and(beyond)?,
         }
         let mut lasts = self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
         lasts.until = lasts.until.max(before.saturating_add(self.terms.length()));

@@ -115,12 +115,21 @@ where
     Ok(low)
 }
 
-/// The highest epoch that seems to be claimed; 0 if none is.
+/// The highest epoch that seems to be claimed; 0 if none is. A claim whose sender died
+/// may lie on one server only, and come and go: one that cannot be found is looked past.
 pub async fn highest_epoch(store: &dyn ObjectStore) -> Result<u32, LogError> {
-    last_of(0, 1, |epoch| async move {
-        Ok(read(store, &names::epoch(epoch)).await?.is_some())
-    })
-    .await
+    let there = |epoch| async move {
+        Ok::<_, LogError>(read(store, &names::epoch(epoch)).await?.is_some())
+    };
+    let mut from = 0;
+    loop {
+        let highest = last_of(from, 1, there).await?;
+        let beyond = highest.saturating_add(2).min(LAST);
+        if beyond <= highest || !there(beyond).await? {
+            return Ok(highest);
+        }
+        from = beyond;
+    }
 }
 
 /// The newest pin that seems to be there, at or below this epoch.

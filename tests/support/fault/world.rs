@@ -218,9 +218,11 @@ impl World {
         if superseded {
             return Done::Superseded;
         }
+        let success = fate.answer == Answer::Truth;
         if self.newest_timestamp(name) < timestamp {
-            self.apply(fate.answer == Answer::Truth, timestamp, name, write)
-                .await;
+            self.apply(success, timestamp, name, write).await;
+        } else if success {
+            self.overtaken(name, write);
         }
         Done::Stored
     }
@@ -228,6 +230,20 @@ impl World {
     fn newest_timestamp(&self, name: &str) -> u64 {
         let names = self.names.lock().unwrap();
         names.get(name).map_or(0, |name| name.newest)
+    }
+
+    /// A write was answered with success, and has an older timestamp than another one
+    /// that reached one replica alone: it is on the others.
+    fn overtaken(&self, name: &str, write: Write) {
+        let mut names = self.names.lock().unwrap();
+        let uneven = names.get_mut(name).and_then(|name| name.uneven.as_mut());
+        if let Some(uneven) = uneven.filter(|uneven| uneven.weak) {
+            match write {
+                Write::Put(body) | Write::PutNew(body) => uneven.before = Some(body),
+                Write::Delete => uneven.before = None,
+                Write::Metadata(_) => {}
+            }
+        }
     }
 
     /// `success`: whether that is what the caller will hear.
