@@ -301,19 +301,24 @@ fn go_on(
     let passed = passed.ok_or_else(|| Error::usage("this verb is not for people"))?;
     let number = state.entry.nbd_device();
     let number = number.ok_or_else(|| Error::failed("the state names no device"))?;
-    let volume = volume_of(global, args, state)?;
-    if !state.foreground {
-        std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
-    }
+    let configured = || {
+        let volume = volume_of(global, args, state)?;
+        if !state.foreground {
+            std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
+        }
+        Ok(volume)
+    };
+    let volume = configured()?;
     memory::prepare();
-    let mut guardian = Guardian::start()?;
-    guardian.guard(number, &state.backend)?;
+    // The old guardian guards the device until this one does; and if nothing comes of
+    // it, this one must not disconnect what the program before goes on with.
+    let mut guardian = Some(Guardian::start()?);
     let runtime = runtime()?;
     let outcome = runtime.block_on(async {
         service::begin();
         let signals = Signals::listen()?;
         handover::unblock_signals();
-        let (lease, device) = reopen(&volume, state, passed).await?;
+        let (volume, lease, device) = reopen(volume, configured, state, passed).await?;
         let failed = |error: std::io::Error| Error::failed(format!("cannot go on: {error}"));
         let kernel = handover::again(passed.kernel).map_err(failed)?;
         let listener = handover::again(passed.listener).map_err(failed)?;
@@ -322,17 +327,23 @@ fn go_on(
         let listener = StdUnixListener::from(listener);
         let listener = UnixListener::from_std(listener).map_err(failed)?;
         let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
+        let entry = Entry {
+            pid: std::process::id(),
+            format: lease.format(),
+            ..state.entry.clone()
+        };
+        entry.write(number)?;
+        let guards = guardian.take();
+        let mut guardian = guards.ok_or_else(|| Error::failed("there is no guardian"))?;
+        guardian.guard(number, &state.backend)?;
+        // From here on nothing leads back, and nothing fails.
         let attachment = Attachment {
             number,
             device: device.clone(),
             nbd,
             transmission: Transmission::start(kernel, device, &volume),
             backend: state.backend.clone(),
-            entry: Entry {
-                pid: std::process::id(),
-                format: lease.format(),
-                ..state.entry.clone()
-            },
+            entry,
         };
         let pause = handover::boot_clock().saturating_sub(state.stopped);
         let told = Told {
@@ -342,13 +353,12 @@ fn go_on(
             passphrase: state.passphrase(),
         };
         let place = state.place.clone();
-        let mut session = Session::start(&attachment, listener, signals, &lease, told, place)?;
+        let mut session = Session::start(&attachment, listener, signals, &lease, told, place);
         match metrics_of(&volume).await {
             Ok(listener) => listener.into_iter().for_each(|l| session.measure(l)),
             // No reason to end a device that works.
             Err(error) => tracing::error!("{}", error.message),
         }
-        // From here on nothing leads back.
         let version = env!("CARGO_PKG_VERSION").to_owned();
         tracing::info!(device = %number, volume = volume.name, version, pause, "went on");
         service::ready(&format!("volume {} is attached to {number}", volume.name));
@@ -366,24 +376,33 @@ fn go_on(
         }
         to_the_end(session, attachment, lease, guardian).await
     });
+    if let Some(guardian) = guardian {
+        guardian.dismiss();
+    }
     outcome?.carry_out(runtime, global)
 }
 
 /// Opens the volume again. A store that cannot be reached is waited for: the device was
-/// there before.
-async fn reopen(volume: &Volume, state: &State, passed: Passed) -> Result<(Lease, Device)> {
+/// there before. So is everything that can be mended, the configuration as well, if no
+/// other program can go on.
+async fn reopen(
+    mut volume: Volume,
+    configured: impl Fn() -> Result<Volume>,
+    state: &State,
+    passed: Passed,
+) -> Result<(Volume, Lease, Device)> {
     loop {
         let opened = async {
             let lock = handover::again(passed.lock)
                 .map_err(|error| Error::failed(format!("cannot lock the volume: {error}")))?;
-            let lease = Lease::resume(volume, lock.into(), &state.entry.client).await?;
+            let lease = Lease::resume(&volume, lock.into(), &state.entry.client).await?;
             let notice = |text: &str| Reporter::Terminal.notice(text);
             let device = lease.open(notice, pending()).await?;
             state.check((device.size(), device.block_size()))?;
             Ok::<_, Error>((lease, device))
         };
         let error = match opened.await {
-            Ok(opened) => return Ok(opened),
+            Ok((lease, device)) => return Ok((volume, lease, device)),
             Err(error) => error,
         };
         // With nothing to go back to, everything that may be mended is waited for.
@@ -394,6 +413,12 @@ async fn reopen(volume: &Volume, state: &State, passed: Passed) -> Result<(Lease
         tracing::error!("{} waits: {}", state.entry.device, error.message);
         service::status(&format!("waits: {}", error.message));
         sleep(BETWEEN_TRIES).await;
+        if last_resort {
+            match configured() {
+                Ok(changed) => volume = changed,
+                Err(error) => tracing::error!("{}", error.message),
+            }
+        }
     }
 }
 
@@ -441,11 +466,10 @@ async fn attach(
     };
     let number = attachment.number;
     let place = registry::identity(volume);
-    let listening = Session::listen(number);
-    let mut session = match listening
-        .and_then(|l| Session::start(&attachment, l, signals, &lease, told, place))
-    {
-        Ok(session) => session,
+    let registered = Session::listen(number)
+        .and_then(|listener| attachment.entry.write(number).map(|()| listener));
+    let mut session = match registered {
+        Ok(listener) => Session::start(&attachment, listener, signals, &lease, told, place),
         Err(error) => {
             disconnect(&attachment.nbd, number).await;
             guardian.dismiss();

@@ -128,7 +128,7 @@ impl Session {
             .map_err(|error| Error::failed(format!("cannot listen on {}: {error}", path.display())))
     }
 
-    /// Registers the device. Within a tokio runtime.
+    /// Serves on this socket, of which the registry tells. Within a tokio runtime.
     pub fn start(
         attachment: &Attachment,
         listener: UnixListener,
@@ -136,9 +136,8 @@ impl Session {
         lease: &Lease,
         told: Told,
         place: String,
-    ) -> Result<Session> {
+    ) -> Session {
         let number = attachment.number;
-        attachment.entry.write(number)?;
         let (restart, restarts) = mpsc::channel(1);
         let shared = Shared {
             number,
@@ -158,14 +157,14 @@ impl Session {
             entry: attachment.entry.clone(),
         };
         let outcome = watch::Sender::new(None);
-        Ok(Session {
+        Session {
             shared: Arc::new(shared),
             listener,
             signals,
             outcome,
             restarts,
             metrics: None,
-        })
+        }
     }
 
     /// Has the figures be read there.

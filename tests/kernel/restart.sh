@@ -66,7 +66,7 @@ for ((round = 1; round <= rounds; round++)); do
 done
 sed -n 's/.*a pause of/the longest pause:/p' "$work/pauses" | sort -V | tail -n 1
 
-: what cannot take its place does not
+: what cannot take its place
 # asks PROGRAM: asks the daemon, on its control socket, to become PROGRAM.
 asks() {
     printf '{"restart":{"program":"%s"}}\n' "$1" |
@@ -85,6 +85,31 @@ case "\$*" in
 esac
 END_OF_PROGRAM
 chmod +x "$work/turns"
+: one that fails when it has the device hands it back, and what can be mended is waited for
+cat >"$work/breaks" <<END_OF_PROGRAM
+#!/bin/bash
+case "\$*" in *--state*) sed -i '/^\[volumes.vol\]/a dirty = "1MiB"' $(printf '%q' "$config") ;; esac
+exec $(printf '%q' "$TEST_SWIFTNBD") "\$@"
+END_OF_PROGRAM
+chmod +x "$work/breaks"
+: in format 1 that much is enough
+if ((format == 2)); then
+    before=$(<"$work/transactions")
+    cp "$config" "$work/right"
+    asks "$work/breaks" >"$work/answer" &
+    asking=$!
+    waits() { (($(grep -c "$D waits: .*dirty = \"1MiB\" is too little" "$daemon_log") > 0)); }
+    wait_for 60 waits
+    grep "cannot go on with $D: .*dirty = \"1MiB\" is too little" "$daemon_log"
+    cp "$work/right" "$config"
+    wait $asking
+    contains "$(<"$work/answer")" '"failed"' 'dirty = \"1MiB\" is too little'
+    equal process "$(pid_of vol)" "$pid"
+    wait_for 60 more
+    kill -0 "$load"
+fi
+
+: nor does one that does not start take its place
 for bad in "$work/missing" "$work/garbage" "$work/dies" "$work/turns"; do
     before=$(<"$work/transactions")
     expect 0 asks "$bad"
