@@ -238,7 +238,10 @@ impl Inherited {
             passed.guardian,
             passed.client,
         ];
-        let kept = numbers.into_iter().chain(passed.former);
+        let kept = numbers
+            .into_iter()
+            .chain(passed.netlink)
+            .chain(passed.former);
         let kept = kept.map(handover::adopt).collect::<Result<_>>()?;
         Ok(Inherited { _kept: kept })
     }
@@ -323,6 +326,8 @@ fn go_on(
         let kernel = handover::again(passed.kernel).map_err(failed)?;
         let listener = handover::again(passed.listener).map_err(failed)?;
         let old_guardian = handover::again(passed.guardian).map_err(failed)?;
+        let connected = passed.netlink.map(handover::again).transpose();
+        let connected = connected.map_err(failed)?;
         let kernel = UnixStream::from_std(StdUnixStream::from(kernel)).map_err(failed)?;
         let listener = StdUnixListener::from(listener);
         let listener = UnixListener::from_std(listener).map_err(failed)?;
@@ -343,6 +348,7 @@ fn go_on(
             nbd,
             transmission: Transmission::start(kernel, device, &volume),
             backend: state.backend.clone(),
+            connected,
             entry,
         };
         let pause = handover::boot_clock().saturating_sub(state.stopped);
@@ -565,6 +571,8 @@ pub struct Attachment {
     pub transmission: Transmission,
     /// What `/sys/block/nbdN/backend` says.
     pub backend: String,
+    /// The netlink socket that has connected it, if it could be found.
+    pub connected: Option<OwnedFd>,
     /// What the registry says of it.
     pub entry: Entry,
 }
@@ -640,6 +648,7 @@ async fn connect(
     let transmission = Transmission::start(ours, device.clone(), volume);
     let backend = format!("swiftnbd:{}", volume.name);
     let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
+    let connected = nbd.socket();
     let ready = wait_until_ready(number, device.size()).await;
     if let Err(error) = ready {
         disconnect(&nbd, number).await;
@@ -663,6 +672,7 @@ async fn connect(
         nbd,
         transmission,
         backend,
+        connected,
         entry,
     })
 }

@@ -14,6 +14,7 @@
 //! | another machine takes the volume in the pause | its lease is one like any other: it lasts longer than the pause, and if it does not, the new program finds the claim, and the device fails |
 //! | the new program fails although it was tried | the old one, which it has as a descriptor, is started in its place |
 //! | so does that one, or the process is killed in the pause | the guardian disconnects the device: an end like that of any crash |
+//! | the netlink socket that connected the device is closed, and the newest kernels end the device with it | it is passed on |
 //! | SIGTERM comes in the pause | it is blocked, and waits for the new program |
 //! | Swift goes away in the pause | the new program waits for it, as a device does |
 //!
@@ -130,6 +131,8 @@ pub struct Passed {
     pub guardian_pid: u32,
     /// The connection of whoever asked for it.
     pub client: RawFd,
+    /// The netlink socket that has connected the device, if it could be found.
+    pub netlink: Option<RawFd>,
     /// The old program, if it was not tried again yet.
     pub former: Option<RawFd>,
 }
@@ -277,6 +280,8 @@ pub struct Handed {
     pub listener: OwnedFd,
     /// The connection of whoever asked for it.
     pub client: OwnedFd,
+    /// The netlink socket that has connected the device.
+    pub netlink: Option<OwnedFd>,
 }
 
 /// A process that is about to become another program.
@@ -302,6 +307,7 @@ impl Leaving {
             guardian: guardian.as_raw_fd(),
             guardian_pid,
             client: handed.client.as_raw_fd(),
+            netlink: handed.netlink.as_ref().map(AsRawFd::as_raw_fd),
             former: former.as_ref().map(AsRawFd::as_raw_fd),
         });
         let passed = [
@@ -314,7 +320,11 @@ impl Leaving {
         Leaving {
             state,
             program: handed.program,
-            _passed: passed.into_iter().chain(former).collect(),
+            _passed: passed
+                .into_iter()
+                .chain(handed.netlink)
+                .chain(former)
+                .collect(),
         }
     }
 
@@ -356,11 +366,12 @@ pub fn become_program(program: &Path, global: &Global, state: &State) -> Error {
         listener,
         guardian,
         client,
+        netlink,
         former,
         ..
     } = passed;
     let numbers = [kernel, lock, listener, guardian, client, reader.as_raw_fd()];
-    for number in numbers.into_iter().chain(former) {
+    for number in numbers.into_iter().chain(netlink).chain(former) {
         if let Err(error) = keep_open(number) {
             return Error::failed(format!("cannot pass descriptor {number} on: {error}"));
         }

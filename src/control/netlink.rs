@@ -4,7 +4,8 @@
 //! driver kills a device's sockets when the netlink socket that connected it
 //! closes (on the newest kernels): keep the [`Nbd`] as long as the device.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::fs;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use neli::consts::genl::NlAttrType;
 use neli::consts::nl::NlmF;
@@ -18,8 +19,13 @@ use neli::utils::Groups;
 use neli::{Size, ToBytes, neli_enum};
 use nix::errno::Errno;
 
+use super::handover::again;
+
 /// `NBD_GENL_VERSION`.
 const VERSION: u8 = 1;
+
+/// `NETLINK_GENERIC` of linux/netlink.h.
+const NETLINK_GENERIC: u32 = 16;
 
 /// Commands of the family `nbd`.
 #[neli_enum(serialized_type = "u8")]
@@ -107,6 +113,22 @@ impl Nbd {
         Ok(Nbd { router, family })
     }
 
+    /// The netlink socket itself, once more, for the program that goes on with the
+    /// device: the newest kernels end a device when the last descriptor of the socket
+    /// that connected it is closed. `None`: it cannot be found.
+    pub fn socket(&self) -> Option<OwnedFd> {
+        let table = fs::read_to_string("/proc/self/net/netlink").ok()?;
+        let ours = generic_sockets(&table);
+        let descriptors = fs::read_dir("/proc/self/fd").ok()?;
+        descriptors.flatten().find_map(|entry| {
+            let target = fs::read_link(entry.path()).ok()?;
+            let inode = target.to_str()?.strip_prefix("socket:[")?;
+            let inode = inode.strip_suffix(']')?.parse().ok()?;
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            ours.contains(&inode).then(|| again(number).ok())?
+        })
+    }
+
     /// Gives a socket to the driver, and returns the device's number. One socket
     /// and timeout 0: the driver waits for an answer as long as it takes. The
     /// calling thread is the one that `/sys/block/nbdN/pid` shows.
@@ -184,6 +206,18 @@ impl std::fmt::Debug for Nbd {
     }
 }
 
+/// The inodes of the sockets of `NETLINK_GENERIC` in the kernel's table of netlink
+/// sockets: its second column is the protocol, its last the inode.
+fn generic_sockets(table: &str) -> Vec<u64> {
+    let rows = table.lines().skip(1).filter_map(|line| {
+        let columns: Vec<_> = line.split_whitespace().collect();
+        let protocol: u32 = columns.get(1)?.parse().ok()?;
+        let inode = columns.last()?.parse().ok()?;
+        (protocol == NETLINK_GENERIC).then_some(inode)
+    });
+    rows.collect()
+}
+
 fn attr<P: Size + ToBytes>(
     kind: NbdAttr,
     payload: P,
@@ -244,5 +278,20 @@ where
             NetlinkError::Refused(Errno::from_raw(refusal.error().abs()))
         }
         _ => NetlinkError::Broken(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_of_other_protocols_are_others() {
+        let table = "sk               Eth Pid        Groups   Rmem     Wmem     Dump  Locks    Drops    Inode\n\
+                     0000000000000000 0   785        00000000 0        0        0     2        0        17\n\
+                     0000000000000000 16  1342       00000000 0        0        0     2        0        4711\n\
+                     garbage\n";
+        assert_eq!(generic_sockets(table), [4711]);
+        assert_eq!(generic_sockets(""), []);
     }
 }

@@ -182,6 +182,7 @@ impl Session {
     pub async fn run(mut self, attachment: Attachment, lease: &Lease) -> Ended {
         let mut clients = JoinSet::new();
         let mut transmission = attachment.transmission;
+        let mut connected = attachment.connected;
         let mut leaving = JoinSet::new();
         let mut restart = None;
         let mut telling = interval(BETWEEN_SENTENCES);
@@ -195,7 +196,10 @@ impl Session {
                 ended = &mut transmission.task => match (ended, restart.take()) {
                     (Ok((stream, Ok(How::Stopped))), Some(asked)) => {
                         match self.hand_over(asked, stream, !leaving.is_empty()).await {
-                            Ok(handed) => return Ended::HandedOver(Box::new(handed)),
+                            Ok(mut handed) => {
+                                handed.netlink = connected.take();
+                                return Ended::HandedOver(Box::new(handed));
+                            }
                             Err(stream) => {
                                 let device = self.shared.device.clone();
                                 transmission = transmission.go_on(stream, device);
@@ -285,6 +289,7 @@ impl Session {
                     kernel,
                     listener,
                     client,
+                    netlink: None,
                 })
             }
             Err(why) => {

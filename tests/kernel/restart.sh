@@ -48,6 +48,14 @@ transactions() {
 transactions &
 database_user=$!
 wait_for 60 test -s "$work/transactions"
+# generic: the daemon's sockets of generic netlink, of which the kernel wants to keep one.
+generic() {
+    awk '$2 == 16 {print $NF}' "/proc/$pid/net/netlink" | while read -r inode; do
+        find "/proc/$pid/fd" -lname "socket:\[$inode\]" -printf '%l\n'
+    done | sort -u
+}
+connected_by=$(generic)
+equal 'netlink sockets' "$(wc -l <<<"$connected_by")" 1
 for ((round = 1; round <= rounds; round++)); do
     guardian=$(guardian_of "$pid")
     before=$(<"$work/transactions")
@@ -56,6 +64,9 @@ for ((round = 1; round <= rounds; round++)); do
     echo "$out" >>"$work/pauses"
     equal process "$(pid_of vol)" "$pid"
     equal state "$(state_of vol)" attached
+    # It is kept, and the program has one of its own besides.
+    contains "$(generic)" "$connected_by"
+    equal 'netlink sockets' "$(generic | wc -l)" 2
     wait_for 20 gone "$guardian"
     test -n "$(guardian_of "$pid")"
     # Both have gone on.
