@@ -11,37 +11,34 @@
 //! unlocked; the answer to whoever asked; the end of the process. Until DISCONNECT
 //! any failure leaves the device working.
 
-use std::future::pending;
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::socket::{setsockopt, sockopt};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
-use tracing::Instrument;
 
 use super::attach::{Report, check_free, wanted_device};
+use super::attachment::{Attachment, Transmission};
 use super::guardian::Guardian;
-use super::handover::{self, Leaving, Passed, State, Told};
+use super::handover::{Leaving, Told};
 use super::lease::Lease;
 use super::logging::{self, Process};
 use super::netlink::{Connect, Nbd, NetlinkError};
-use super::registry::{self, Entry, Response, unix_now};
+use super::registry::{self, Entry, unix_now};
 use super::session::{Ended, Session};
 use super::signals::Signals;
-use super::{block_on, container, memory, metrics, open, passphrase, require_root, service, sysfs};
-use crate::cli::{Attach, Global, Resume};
+use super::{block_on, container, memory, metrics, passphrase, require_root, service, sysfs};
+use crate::cli::{Attach, Global};
 use crate::config::{Config, NbdDevice, Volume};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
-use crate::nbd::transmission::{self, Limits, TransmissionError};
 use crate::nbd::wire::transmission_flags;
 
 /// Socket buffers, in bytes, where there is memory: the kernel's driver does not cope well
@@ -50,9 +47,6 @@ const SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long the kernel may take to show a connected device.
 const READY_WITHIN: Duration = Duration::from_secs(30);
-
-/// Between two attempts to open the volume of a device that is there.
-const BETWEEN_TRIES: Duration = Duration::from_secs(2);
 
 /// Threads that answer requests. The work is copying and checksums; more would
 /// compete with whoever uses the device.
@@ -68,7 +62,7 @@ pub enum Reporter {
 }
 
 impl Reporter {
-    fn notice(&self, text: &str) {
+    pub(super) fn notice(&self, text: &str) {
         tracing::info!("{text}");
         service::status(text);
         if matches!(self, Reporter::Pipe) {
@@ -196,240 +190,8 @@ pub fn runtime() -> Result<Runtime> {
         .map_err(|error| Error::failed(format!("cannot start: {error}")))
 }
 
-/// Goes on with the device of the program before, or only looks whether it could.
-pub fn resume(global: &Global, args: &Resume) -> Result<()> {
-    let (state, trial) = handover::begin(args)?;
-    if trial {
-        let result = try_out(global, args, &state);
-        handover::report(&result);
-        return result;
-    }
-    let mut inherited = Some(Inherited::of(&state)?);
-    let process = match state.foreground {
-        true => Process::Foreground,
-        false => Process::Daemon,
-    };
-    let logging = logging::start(global, process);
-    let went_on = logging.and_then(|()| go_on(global, args, &state, &mut inherited));
-    match (went_on, inherited) {
-        // It did not even begin to serve.
-        (Err(error), Some(inherited)) => {
-            let device = &state.entry.device;
-            tracing::error!("cannot go on with {device}: {}", error.message);
-            Err(inherited.give_up(global, state, error))
-        }
-        (served, _) => served,
-    }
-}
-
-/// What the program before passed on, kept until this one serves.
-struct Inherited {
-    _kept: Vec<OwnedFd>,
-}
-
-impl Inherited {
-    fn of(state: &State) -> Result<Inherited> {
-        let passed = state.passed();
-        let passed = passed.ok_or_else(|| Error::usage("this verb is not for people"))?;
-        let numbers = [
-            passed.kernel,
-            passed.lock,
-            passed.listener,
-            passed.guardian,
-            passed.client,
-        ];
-        let kept = numbers
-            .into_iter()
-            .chain(passed.netlink)
-            .chain(passed.former);
-        let kept = kept.map(handover::adopt).collect::<Result<_>>()?;
-        Ok(Inherited { _kept: kept })
-    }
-
-    /// The program before takes over again, if it has not tried that yet. Else the
-    /// guardian disconnects the device when this process has ended.
-    fn give_up(self, global: &Global, mut state: State, error: Error) -> Error {
-        let former = state.take_former();
-        match former {
-            Some(former) => {
-                state.failed = Some(error);
-                handover::become_program(&handover::path_of(former), global, &state)
-            }
-            None => {
-                handover::answer(&state, &Response::Failed(error.clone()));
-                if let Some(number) = state.entry.nbd_device() {
-                    registry::remove(number);
-                }
-                error
-            }
-        }
-    }
-}
-
-/// The volume as the configuration has it now, which has to be where it was.
-fn volume_of(global: &Global, args: &Resume, state: &State) -> Result<Volume> {
-    let directory = &state.directory;
-    std::env::set_current_dir(directory).map_err(|error| {
-        Error::failed(format!("the directory {}: {error}", directory.display()))
-    })?;
-    let config = Config::load(&global.sources())?;
-    let mut volume = config.volume(&args.name)?;
-    volume.read_only = state.entry.read_only;
-    if let Some(passphrase) = state.passphrase() {
-        volume.passphrase = Some(passphrase);
-    }
-    if registry::identity(&volume) != state.place {
-        let text = format!("volume {}: it is kept elsewhere now", volume.name);
-        return Err(Error::usage(text).hint("detach it and attach it again"));
-    }
-    Ok(volume)
-}
-
-/// A trial: all that can fail and touches nothing.
-fn try_out(global: &Global, args: &Resume, state: &State) -> Result<()> {
-    require_root("attach")?;
-    let volume = volume_of(global, args, state)?;
-    let container = container(&volume)?;
-    let is = block_on(open::could(&volume, &container))?;
-    state.check(is)
-}
-
-fn go_on(
-    global: &Global,
-    args: &Resume,
-    state: &State,
-    inherited: &mut Option<Inherited>,
-) -> Result<()> {
-    let passed = state.passed();
-    let passed = passed.ok_or_else(|| Error::usage("this verb is not for people"))?;
-    let number = state.entry.nbd_device();
-    let number = number.ok_or_else(|| Error::failed("the state names no device"))?;
-    let configured = || {
-        let volume = volume_of(global, args, state)?;
-        if !state.foreground {
-            std::env::set_current_dir("/").map_err(|error| Error::failed(error.to_string()))?;
-        }
-        Ok(volume)
-    };
-    let volume = configured()?;
-    memory::prepare();
-    // The old guardian guards the device until this one does; and if nothing comes of
-    // it, this one must not disconnect what the program before goes on with.
-    let mut guardian = Some(Guardian::start()?);
-    let runtime = runtime()?;
-    let outcome = runtime.block_on(async {
-        service::begin();
-        let signals = Signals::listen()?;
-        handover::unblock_signals();
-        let (volume, lease, device) = reopen(volume, configured, state, passed).await?;
-        let failed = |error: std::io::Error| Error::failed(format!("cannot go on: {error}"));
-        let kernel = handover::again(passed.kernel).map_err(failed)?;
-        let listener = handover::again(passed.listener).map_err(failed)?;
-        let old_guardian = handover::again(passed.guardian).map_err(failed)?;
-        let connected = passed.netlink.map(handover::again).transpose();
-        let connected = connected.map_err(failed)?;
-        let kernel = UnixStream::from_std(StdUnixStream::from(kernel)).map_err(failed)?;
-        let listener = StdUnixListener::from(listener);
-        let listener = UnixListener::from_std(listener).map_err(failed)?;
-        let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
-        let entry = Entry {
-            pid: std::process::id(),
-            format: lease.format(),
-            ..state.entry.clone()
-        };
-        entry.write(number)?;
-        let guards = guardian.take();
-        let mut guardian = guards.ok_or_else(|| Error::failed("there is no guardian"))?;
-        guardian.guard(number, &state.backend)?;
-        // From here on nothing leads back, and nothing fails.
-        let attachment = Attachment {
-            number,
-            device: device.clone(),
-            nbd,
-            transmission: Transmission::start(kernel, device, &volume),
-            backend: state.backend.clone(),
-            connected,
-            entry,
-        };
-        let pause = handover::boot_clock().saturating_sub(state.stopped);
-        let told = Told {
-            directory: state.directory.clone(),
-            global: global.clone(),
-            foreground: state.foreground,
-            passphrase: state.passphrase(),
-        };
-        let place = state.place.clone();
-        let mut session = Session::start(&attachment, listener, signals, &lease, told, place);
-        match metrics_of(&volume).await {
-            Ok(listener) => listener.into_iter().for_each(|l| session.measure(l)),
-            // No reason to end a device that works.
-            Err(error) => tracing::error!("{}", error.message),
-        }
-        let version = env!("CARGO_PKG_VERSION").to_owned();
-        tracing::info!(device = %number, volume = volume.name, version, pause, "went on");
-        service::ready(&format!("volume {} is attached to {number}", volume.name));
-        Guardian::adopt(old_guardian, passed.guardian_pid).dismiss();
-        handover::answer(
-            state,
-            &match &state.failed {
-                None => Response::Restarted { version, pause },
-                Some(error) => Response::Failed(error.clone()),
-            },
-        );
-        drop(inherited.take());
-        if state.leaving {
-            session.leave();
-        }
-        to_the_end(session, attachment, lease, guardian).await
-    });
-    if let Some(guardian) = guardian {
-        guardian.dismiss();
-    }
-    outcome?.carry_out(runtime, global)
-}
-
-/// Opens the volume again. A store that cannot be reached is waited for: the device was
-/// there before. So is everything that can be mended, the configuration as well, if no
-/// other program can go on.
-async fn reopen(
-    mut volume: Volume,
-    configured: impl Fn() -> Result<Volume>,
-    state: &State,
-    passed: Passed,
-) -> Result<(Volume, Lease, Device)> {
-    loop {
-        let opened = async {
-            let lock = handover::again(passed.lock)
-                .map_err(|error| Error::failed(format!("cannot lock the volume: {error}")))?;
-            let lease = Lease::resume(&volume, lock.into(), &state.entry.client).await?;
-            let notice = |text: &str| Reporter::Terminal.notice(text);
-            let device = lease.open(notice, pending()).await?;
-            state.check((device.size(), device.block_size()))?;
-            Ok::<_, Error>((lease, device))
-        };
-        let error = match opened.await {
-            Ok((lease, device)) => return Ok((volume, lease, device)),
-            Err(error) => error,
-        };
-        // With nothing to go back to, everything that may be mended is waited for.
-        let last_resort = passed.former.is_none() && error.exit != Exit::InUse;
-        if error.exit != Exit::Unreachable && !last_resort {
-            return Err(error);
-        }
-        tracing::error!("{} waits: {}", state.entry.device, error.message);
-        service::status(&format!("waits: {}", error.message));
-        sleep(BETWEEN_TRIES).await;
-        if last_resort {
-            match configured() {
-                Ok(changed) => volume = changed,
-                Err(error) => tracing::error!("{}", error.message),
-            }
-        }
-    }
-}
-
 /// Listens where the configuration has the figures read, if anywhere.
-async fn metrics_of(volume: &Volume) -> Result<Option<metrics::Listener>> {
+pub(super) async fn metrics_of(volume: &Volume) -> Result<Option<metrics::Listener>> {
     match &volume.metrics {
         Some(at) => metrics::Listener::bind(at).await.map(Some),
         None => Ok(None),
@@ -501,7 +263,7 @@ async fn attach(
 }
 
 /// Serves until the device is disconnected, or goes on in another program.
-async fn to_the_end(
+pub(super) async fn to_the_end(
     session: Session,
     attachment: Attachment,
     lease: Lease,
@@ -526,7 +288,7 @@ async fn to_the_end(
 }
 
 /// How an attachment ends, as far as its process is concerned.
-enum Outcome {
+pub(super) enum Outcome {
     /// The process ends.
     Over,
     /// It becomes another program.
@@ -535,7 +297,7 @@ enum Outcome {
 
 impl Outcome {
     /// Carries it out; `runtime` has nothing to do any more.
-    fn carry_out(self, runtime: Runtime, global: &Global) -> Result<()> {
+    pub(super) fn carry_out(self, runtime: Runtime, global: &Global) -> Result<()> {
         // Whatever still runs (a fetch nobody waits for) must not delay the end.
         runtime.shutdown_timeout(Duration::from_millis(100));
         match self {
@@ -555,84 +317,6 @@ async fn give_back(lease: &Lease) {
 pub(super) fn close_stdout() {
     if let Ok(null) = std::fs::OpenOptions::new().write(true).open("/dev/null") {
         let _ = nix::unistd::dup2_stdout(null);
-    }
-}
-
-/// A connected device.
-#[derive(Debug)]
-pub struct Attachment {
-    /// The device.
-    pub number: NbdDevice,
-    /// What it serves.
-    pub device: Device,
-    /// The connection to the driver, which the device needs.
-    pub nbd: Arc<Nbd>,
-    /// The transmission phase; ends when the kernel lets go of the socket.
-    pub transmission: Transmission,
-    /// What `/sys/block/nbdN/backend` says.
-    pub backend: String,
-    /// The netlink socket that has connected it, if it could be found.
-    pub connected: Option<OwnedFd>,
-    /// What the registry says of it.
-    pub entry: Entry,
-}
-
-/// A transmission phase under way.
-#[derive(Debug)]
-pub struct Transmission {
-    /// Ends when the kernel lets go of the socket, or when it was stopped.
-    pub task: JoinHandle<(
-        UnixStream,
-        std::result::Result<transmission::Ended, TransmissionError>,
-    )>,
-    stop: Option<oneshot::Sender<()>>,
-    limits: Limits,
-    volume: String,
-}
-
-impl Transmission {
-    /// Answers the kernel's requests. Within a tokio runtime.
-    pub fn start(stream: UnixStream, device: Device, volume: &Volume) -> Transmission {
-        let mut limits = Limits::default();
-        limits.bytes = limits.bytes.min(volume.dirty);
-        Transmission::begin(stream, device, limits, volume.name.clone())
-    }
-
-    /// Goes on after it was stopped.
-    pub fn go_on(self, stream: UnixStream, device: Device) -> Transmission {
-        Transmission::begin(stream, device, self.limits, self.volume)
-    }
-
-    fn begin(
-        mut stream: UnixStream,
-        device: Device,
-        limits: Limits,
-        volume: String,
-    ) -> Transmission {
-        let (stop, stopped) = oneshot::channel();
-        let span = tracing::info_span!("volume", name = volume);
-        let serving = async move {
-            let until = async {
-                if stopped.await.is_err() {
-                    pending::<()>().await;
-                }
-            };
-            let ended = transmission::serve(&mut stream, device, limits, until).await;
-            (stream, ended)
-        };
-        Transmission {
-            task: tokio::spawn(serving.instrument(span)),
-            stop: Some(stop),
-            limits,
-            volume,
-        }
-    }
-
-    /// Has it end at the next boundary between two requests.
-    pub fn stop(&mut self) {
-        if let Some(stop) = self.stop.take() {
-            let _ = stop.send(());
-        }
     }
 }
 

@@ -96,17 +96,9 @@ impl Lease {
             let (client, lock) = (there.client.as_ref(), Some(&machine));
             let news = standing::may_claim(&**store, volume, client, lock, takeover).await?;
             return Ok(Lease {
-                volume: volume.clone(),
-                container,
-                holder: Some(holder),
                 shown: AtomicBool::new(false),
-                there,
                 news,
-                pause: Duration::ZERO,
-                read_only,
-                settled: AtomicBool::new(false),
-                _reload: reload,
-                machine,
+                ..Lease::of(volume, container, reload, machine, Some(holder), there)
             });
         }
         if takeover {
@@ -136,17 +128,8 @@ impl Lease {
             false => Duration::ZERO,
         };
         Ok(Lease {
-            volume: volume.clone(),
-            container,
-            shown: AtomicBool::new(holder.is_some()),
-            holder,
-            there,
-            news: None,
             pause,
-            read_only,
-            settled: AtomicBool::new(false),
-            _reload: reload,
-            machine,
+            ..Lease::of(volume, container, reload, machine, holder, there)
         })
     }
 
@@ -167,7 +150,19 @@ impl Lease {
             let text = format!("volume {}: somebody has unlocked it meanwhile", volume.name);
             return Err(Error::new(Exit::InUse, text));
         }
-        Ok(Lease {
+        Ok(Lease::of(volume, container, reload, machine, holder, there))
+    }
+
+    /// One that `holder` shows already, and that waits for nothing.
+    fn of(
+        volume: &Volume,
+        container: Container,
+        reload: Reload,
+        machine: VolumeLock,
+        holder: Option<Holder>,
+        there: meta::Volume,
+    ) -> Lease {
+        Lease {
             volume: volume.clone(),
             container,
             shown: AtomicBool::new(holder.is_some()),
@@ -179,7 +174,7 @@ impl Lease {
             settled: AtomicBool::new(false),
             _reload: reload,
             machine,
-        })
+        }
     }
 
     /// The store that the volume is kept in.

@@ -20,6 +20,7 @@
 //! - [`boot`] and [`service`]: what the units need.
 
 pub mod attach;
+pub mod attachment;
 pub mod boot;
 pub mod check;
 pub mod convert;
@@ -42,6 +43,7 @@ pub mod registry;
 pub mod rekey;
 pub mod reload;
 pub mod restart;
+pub mod resume;
 pub mod serve;
 pub mod service;
 pub mod session;
@@ -75,7 +77,7 @@ pub fn run(cli: &Cli) -> Result<()> {
         return daemon::run_in_background(&cli.global, args);
     }
     if let Command::Resume(args) = &cli.command {
-        return daemon::resume(&cli.global, args);
+        return resume::run(&cli.global, args);
     }
     logging::start(&cli.global, process)?;
     if let Command::Detach(args) = &cli.command {

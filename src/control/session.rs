@@ -1,8 +1,8 @@
 //! The life of an attached device: requests on its control socket, signals, and
 //! the orderly end. [`daemon`](super::daemon) has the order of events.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+mod restart;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -13,9 +13,11 @@ use tokio::sync::{Mutex, Notify, OwnedMutexGuard, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 
-use super::daemon::{Attachment, disconnect};
+use self::restart::{Restart, respond};
+use super::attachment::Attachment;
+use super::daemon::disconnect;
 use super::explain;
-use super::handover::{Handed, State, Told, attempt, boot_clock};
+use super::handover::{Handed, Told};
 use super::lease::{Lease, way_back};
 use super::metrics;
 use super::netlink::Nbd;
@@ -35,10 +37,6 @@ const FORCED_PATIENCE: Duration = Duration::from_secs(10);
 const BETWEEN_TRIES: Duration = Duration::from_secs(1);
 /// Between two attempts to close a volume or to unlock a container.
 const BETWEEN_ENDINGS: Duration = Duration::from_secs(5);
-/// How long the store may take for what is dirty before a restart, while the device
-/// works; and afterwards, while it does not.
-const FLUSH_PATIENCE: Duration = Duration::from_secs(60);
-const HAND_OVER_PATIENCE: Duration = Duration::from_secs(20);
 /// Between two sentences for the service manager.
 const BETWEEN_SENTENCES: Duration = Duration::from_secs(10);
 /// From so many seconds on, they say how far Swift is behind.
@@ -92,14 +90,6 @@ struct Shared {
     place: String,
     backend: String,
     entry: Entry,
-}
-
-/// A restart whose new program is known to start.
-struct Restart {
-    state: State,
-    program: PathBuf,
-    client: UnixStream,
-    _ending: OwnedMutexGuard<()>,
 }
 
 /// How a session ends.
@@ -269,75 +259,6 @@ impl Session {
         .await;
         Ended::Over(result)
     }
-
-    /// The transmission phase has stopped: makes the rest durable, and collects what
-    /// another program needs. If that cannot be, the stream, to go on with.
-    async fn hand_over(
-        &mut self,
-        asked: Restart,
-        stream: UnixStream,
-        leaving: bool,
-    ) -> std::result::Result<Handed, UnixStream> {
-        let stopped = boot_clock();
-        match self.try_to_hand_over(&asked.client, &stream).await {
-            Ok([kernel, listener, client]) => {
-                let mut state = asked.state;
-                (state.leaving, state.stopped) = (leaving, stopped);
-                Ok(Handed {
-                    state,
-                    program: asked.program,
-                    kernel,
-                    listener,
-                    client,
-                    netlink: None,
-                })
-            }
-            Err(why) => {
-                tracing::error!(device = %self.shared.number, "not restarted: {}", why.message);
-                respond(asked.client, &Response::Failed(why)).await;
-                Err(stream)
-            }
-        }
-    }
-
-    /// The descriptors of the kernel's socket, of ours, and of the client; the volume is
-    /// closed then.
-    async fn try_to_hand_over(
-        &self,
-        client: &UnixStream,
-        kernel: &UnixStream,
-    ) -> Result<[OwnedFd; 3]> {
-        let again = |fd: BorrowedFd<'_>| {
-            fd.try_clone_to_owned()
-                .map_err(|error| Error::failed(format!("cannot pass a descriptor on: {error}")))
-        };
-        let passed = [
-            again(kernel.as_fd())?,
-            again(self.listener.as_fd())?,
-            again(client.as_fd())?,
-        ];
-        match self.shared.device.hand_over(HAND_OVER_PATIENCE).await {
-            Ok(true) => Ok(passed),
-            Ok(false) => Err(too_slow(HAND_OVER_PATIENCE)),
-            Err(error) => Err(explain::device(&error)),
-        }
-    }
-}
-
-/// Answers a client, which may have gone.
-async fn respond(mut client: UnixStream, response: &Response) {
-    if let Ok(mut line) = serde_json::to_vec(response) {
-        line.push(b'\n');
-        let _ = timeout(CLIENT_PATIENCE, client.write_all(&line)).await;
-    }
-}
-
-fn too_slow(patience: Duration) -> Error {
-    let text = format!(
-        "the store did not take everything within {} s",
-        patience.as_secs()
-    );
-    Error::new(Exit::Unreachable, text).hint("try again when it does")
 }
 
 impl Shared {
@@ -412,27 +333,6 @@ impl Shared {
             _ => String::new(),
         };
         format!("volume {volume} is attached to {number}: {dirty} not durable yet{behind}")
-    }
-
-    /// Everything about a restart that takes time or may fail, while the device works.
-    async fn prepare_restart(&self, program: &Path) -> Result<(State, OwnedMutexGuard<()>)> {
-        let ending = self.begin_to_end()?;
-        let (told, place, backend) = (&self.told, self.place.clone(), self.backend.clone());
-        let state = State::new(told, self.entry.clone(), place, backend);
-        let (program, global) = (program.to_owned(), told.global.clone());
-        let tried = spawn_blocking(move || {
-            attempt(&program, &global, &state)?;
-            Ok::<_, Error>(state)
-        });
-        let state = tried
-            .await
-            .map_err(|error| Error::failed(error.to_string()))??;
-        // The less is dirty then, the shorter is the pause.
-        match timeout(FLUSH_PATIENCE, self.flush()).await {
-            Ok(flushed) => flushed?,
-            Err(_) => return Err(too_slow(FLUSH_PATIENCE)),
-        }
-        Ok((state, ending))
     }
 
     /// One end at a time.
