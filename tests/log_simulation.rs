@@ -11,11 +11,12 @@ mod support;
 
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use support::disk::Machine;
 use support::fault::{FaultStore, Faults, LIFETIME};
 use support::model::{SECTOR, sector, tags};
 use support::prefix::{Prefix, Tag};
@@ -23,6 +24,7 @@ use swiftnbd::image::log::format::claim::Claim;
 use swiftnbd::image::log::format::keys::{Cost, Passphrase};
 use swiftnbd::image::log::format::root::{Compression, Geometry};
 use swiftnbd::image::log::format::{AttachId, names};
+use swiftnbd::image::log::journal::Journaling;
 use swiftnbd::image::log::lease::{Clock, Terms};
 use swiftnbd::image::log::{self, Limits, Log, LogError, Pace, Who};
 use swiftnbd::image::{Image, ImageError};
@@ -42,8 +44,31 @@ const COST: Cost = Cost {
 
 #[test]
 fn promises_hold_for_every_seed() {
-    let known = include_str!("log_simulation_seeds.txt").lines();
-    let known = known.filter_map(|line| line.split_whitespace().next()?.parse().ok());
+    let known = known(include_str!("log_simulation_seeds.txt"));
+    for_every_seed(known, number("SWIFTNBD_LOG_SEEDS").unwrap_or(2000), false);
+}
+
+/// The same with a journal on a disk that loses what was not synced when the power is
+/// cut, and that breaks in some seeds. What was answered survives every process, what was
+/// flushed every power cut, unless another host took the volume over.
+#[test]
+fn promises_hold_with_a_journal() {
+    let known = known(include_str!("log_journal_seeds.txt"));
+    for_every_seed(
+        known,
+        number("SWIFTNBD_LOG_SEEDS").unwrap_or(2000) / 2,
+        true,
+    );
+}
+
+fn known(list: &str) -> Vec<u64> {
+    let lines = list.lines();
+    lines
+        .filter_map(|line| line.split_whitespace().next()?.parse().ok())
+        .collect()
+}
+
+fn for_every_seed(known: Vec<u64>, seeds: u64, journal: bool) {
     let soak = number("SWIFTNBD_SOAK_SECONDS").map(Duration::from_secs);
     // Outside a runtime: the true time.
     let begun = Instant::now();
@@ -53,12 +78,12 @@ fn promises_hold_for_every_seed() {
             let first = fastrand::u64(1 << 32..1 << 62);
             Box::new((first..).take_while(move |_| begun.elapsed() < soak))
         }
-        (None, None) => Box::new(known.chain(0..number("SWIFTNBD_LOG_SEEDS").unwrap_or(2000))),
+        (None, None) => Box::new(known.into_iter().chain(0..seeds)),
     };
     let (mut count, mut failed) = (0, Vec::new());
     for seed in seeds {
         count += 1;
-        if catch_unwind(AssertUnwindSafe(|| run(seed))).is_err() {
+        if catch_unwind(AssertUnwindSafe(|| run(seed, journal))).is_err() {
             eprintln!(
                 "SEED {seed} FAILED; replay: SWIFTNBD_SEED={seed} cargo test --test log_simulation"
             );
@@ -83,12 +108,18 @@ fn number(name: &str) -> Option<u64> {
     )
 }
 
-fn run(seed: u64) {
+fn run(seed: u64, journal: bool) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build();
-    let seeded = async { timeout(Duration::from_secs(48 * 3600), Simulation::run(seed)).await };
+    let seeded = async {
+        timeout(
+            Duration::from_secs(48 * 3600),
+            Simulation::run(seed, journal),
+        )
+        .await
+    };
     let ended = runtime.unwrap().block_on(seeded);
     ended.expect("it hangs: two days of virtual time have passed");
 }
@@ -105,10 +136,15 @@ struct Plan {
     lives: usize,
     /// Others attach while somebody has the volume.
     rivals: bool,
+    /// It has a journal, on a disk of which one of so many writes fails; 0: none.
+    journal: Option<u64>,
+    /// Another machine takes it over without the journal: what was found at the beginning
+    /// is stored then.
+    moves: bool,
 }
 
 impl Plan {
-    fn new(rng: &mut fastrand::Rng) -> Plan {
+    fn new(rng: &mut fastrand::Rng, journal: bool) -> Plan {
         let block_size = [512, 4096][rng.usize(0..2)];
         let blocks = rng.u64(4..120);
         let geometry = Geometry {
@@ -142,7 +178,14 @@ impl Plan {
             root_segments: rng.u32(1..12),
             root_bytes: (4096 * rng.u64(2..24), 1 << 20),
         };
+        // Whatever else the seed decides stays what it is.
+        let mut own = rng.clone();
+        // An entry may have a step's data, of 128 KiB.
+        limits.journal = own.u64(300 << 10..2 << 20);
+        let breaks = [0, 0, 0, own.u64(20..1000)][own.usize(0..4)];
         Plan {
+            journal: journal.then_some(breaks),
+            moves: own.bool(),
             geometry,
             encrypted: rng.u8(0..4) == 0,
             limits,
@@ -150,7 +193,7 @@ impl Plan {
             faults,
             give_up_after,
             lives: rng.usize(1..5),
-            rivals,
+            rivals: rivals && !journal,
         }
     }
 
@@ -176,18 +219,26 @@ struct Simulation {
     attached: Mutex<HashMap<AttachId, FaultStore>>,
     model: Mutex<Prefix>,
     next_tag: Mutex<Tag>,
+    /// Two, of which one has the volume at a time.
+    machines: [Arc<Machine>; 2],
+    /// Which one that is, or tries.
+    host: AtomicUsize,
+    /// It takes the volume over from the other one.
+    takes_over: AtomicBool,
 }
 
 /// An open volume and the process that has it.
 struct Life {
     image: Log,
     process: FaultStore,
+    /// What the one before left is known.
+    checked: AtomicBool,
 }
 
 impl Simulation {
-    async fn run(seed: u64) {
+    async fn run(seed: u64, journal: bool) {
         let mut rng = fastrand::Rng::with_seed(seed);
-        let plan = Plan::new(&mut rng);
+        let plan = Plan::new(&mut rng, journal);
         if number("SWIFTNBD_SEED").is_some() {
             eprintln!("{plan:?}");
         }
@@ -207,9 +258,15 @@ impl Simulation {
             store: FaultStore::new(memory, plan.faults, rng.u64(..)),
             model: Mutex::new(Prefix::new(plan.sectors())),
             next_tag: Mutex::new(1),
+            machines: [0, 1].map(|host| Machine::new(seed ^ host, plan.journal.unwrap_or(0))),
+            host: AtomicUsize::new(0),
+            takes_over: AtomicBool::new(false),
         });
         let mut zombie = None;
         for _ in 0..plan.lives {
+            if zombie.is_some() {
+                simulation.move_to_the_other_host();
+            }
             let life = Arc::new(simulation.open(&mut rng).await);
             simulation.check_content(&life).await;
             simulation.haunt(zombie.take(), &mut rng).await;
@@ -221,11 +278,14 @@ impl Simulation {
                 continue;
             }
             simulation.live(&life, &mut rng).await;
-            if rng.u8(0..3) == 0 {
+            if rng.u8(0..3) == 0 && (plan.moves || plan.journal.is_none()) {
                 // Partitioned, not dead: it goes on when another has the volume.
                 zombie = Some(life);
             } else {
-                life.process.crash();
+                simulation.crash(&life, &mut rng);
+            }
+            if zombie.is_some() && plan.journal.is_some() {
+                continue;
             }
             if rng.bool() {
                 // Opened and lost again before anything is written.
@@ -256,7 +316,13 @@ impl Simulation {
             match opened {
                 Ok(image) => {
                     self.store.set_faults(self.plan.faults);
-                    return Life { image, process };
+                    self.takes_over.store(false, Ordering::SeqCst);
+                    let checked = AtomicBool::new(false);
+                    return Life {
+                        image,
+                        process,
+                        checked,
+                    };
                 }
                 Err(LogError::Store(error)) if !error.is_permanent() => {}
                 // What is not found, or comes damaged every time, may come tomorrow;
@@ -267,7 +333,9 @@ impl Simulation {
                     | LogError::Fenced(_)
                     // A claim of one that died on the way may land late, too.
                     | LogError::Superseded(_)
-                    | LogError::NotAVolume,
+                    | LogError::NotAVolume
+                    // An older root was served, which names an older journal.
+                    | LogError::Journal { .. },
                 ) if attempt < 60 => {}
                 Err(error) => panic!("it cannot be opened: {error}"),
             }
@@ -282,7 +350,15 @@ impl Simulation {
         process: &FaultStore,
         mut rng: fastrand::Rng,
     ) -> Result<Log, LogError> {
-        let who = who(&mut rng);
+        let mut who = who(&mut rng);
+        if self.plan.journal.is_some() {
+            let machine = &self.machines[self.host.load(Ordering::SeqCst)];
+            who.journaling = Journaling {
+                shelf: Some(machine.shelf(process)),
+                wanted: rng.u8(0..5) > 0,
+                give_up: self.takes_over.load(Ordering::SeqCst),
+            };
+        }
         let known = (who.attach, process.clone());
         self.attached.lock().unwrap().extend([known]);
         let policy = Policy {
@@ -303,17 +379,62 @@ impl Simulation {
         .await
     }
 
+    /// The process dies, or the whole machine.
+    fn crash(&self, life: &Life, rng: &mut fastrand::Rng) {
+        life.process.crash();
+        if self.plan.journal.is_none() {
+            return;
+        }
+        let journal = life.image.stats().log.unwrap().journal;
+        let checked = life.checked.load(Ordering::SeqCst);
+        if rng.bool() {
+            self.machines[self.host.load(Ordering::SeqCst)].cut_power();
+        } else if checked && journal.is_some_and(|journal| journal.relied_on) {
+            // What was answered survives the process.
+            let mut model = self.model.lock().unwrap();
+            let covered = model.cover();
+            model.durable(&covered);
+        }
+    }
+
+    /// From now on the other machine has the volume, without this one's journal.
+    fn move_to_the_other_host(&self) {
+        if self.plan.journal.is_some() {
+            self.host.fetch_xor(1, Ordering::SeqCst);
+            self.takes_over.store(true, Ordering::SeqCst);
+            self.model.lock().unwrap().give_up();
+        }
+    }
+
     /// After a crash: a prefix.
     async fn check_content(&self, life: &Life) {
-        let read = self.read_all(&life.image);
+        let check = async {
+            let Some(seen) = self.read_all(&life.image).await else {
+                return life.process.crash();
+            };
+            self.model.lock().unwrap().crashed(&seen);
+            life.checked.store(true, Ordering::SeqCst);
+            self.store_what_was_found(life).await;
+        };
         tokio::select! {
             biased;
-            seen = read => match seen {
-                Some(seen) => self.model.lock().unwrap().crashed(&seen),
-                None => life.process.crash(),
-            },
+            () = check => {}
             // It dies before it says anything.
             () = life.process.crashed() => {}
+        }
+    }
+
+    /// What the journal had is stored, if the journal may be given up later.
+    async fn store_what_was_found(&self, life: &Life) {
+        if self.plan.journal.is_none() || !self.plan.moves {
+            return;
+        }
+        while let Err(error) = life.image.flush_to_store().await {
+            if self.is_lost(&life.image).await {
+                return;
+            }
+            let patient = self.plan.give_up_after.is_none();
+            assert!(!patient, "it cannot be flushed: {error}");
         }
     }
 
@@ -560,6 +681,9 @@ impl Simulation {
     async fn end_well(self: &Arc<Self>, mut zombie: Option<Arc<Life>>, rng: &mut fastrand::Rng) {
         let life = loop {
             self.store.set_faults(self.plan.faults);
+            if zombie.is_some() {
+                self.move_to_the_other_host();
+            }
             let life = self.open(rng).await;
             self.check_content(&life).await;
             life.process.crash_at(u64::MAX / 2);
@@ -576,7 +700,7 @@ impl Simulation {
             // What dead senders have on their way lands, or never does.
             sleep(2 * LIFETIME).await;
             let mut tries = 0;
-            while self.flush(&life.image).await.is_err() && !self.is_lost(&life.image).await {
+            while life.image.flush_to_store().await.is_err() && !self.is_lost(&life.image).await {
                 tries += 1;
                 assert!(tries < 200, "the store is well and a flush still fails");
                 sleep(Duration::from_secs(1)).await;

@@ -134,6 +134,14 @@ pub fn log(volume: &Volume, error: &LogError) -> Error {
         LogError::Damaged { .. } | LogError::Missing { .. } => Error::failed(message).hint(
             format!("`swiftnbd check {name}` tells what is damaged besides"),
         ),
+        LogError::Journal { id: None, .. } => Error::failed(message).hint(
+            "it is nothing of this volume's and is not touched: move it away, or choose another \
+             place with journal in the configuration",
+        ),
+        LogError::Journal { .. } => Error::failed(message).hint(format!(
+            "it may have writes that were answered and that the store does not have; if it is lost \
+             for good, and they with it: `swiftnbd attach --takeover {name}`"
+        )),
         LogError::Geometry(_) => Error::new(Exit::Usage, message),
     }
 }

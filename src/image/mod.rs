@@ -45,6 +45,12 @@ pub trait Image: Send + Sync + fmt::Debug {
     /// Makes everything durable that was answered before the call.
     async fn flush(&self) -> Result<(), ImageError>;
 
+    /// Makes everything durable in the store that was answered before the call, where a
+    /// flush is content with less.
+    async fn flush_to_store(&self) -> Result<(), ImageError> {
+        self.flush().await
+    }
+
     /// Flushes, then waits until no request of ours can take effect any more
     /// and stops all background work. Nothing may be called afterwards.
     async fn close(&self) -> Result<(), ImageError>;
@@ -147,6 +153,20 @@ pub struct LogStats {
     /// How long the lease still lasts if it is not renewed, in seconds.
     #[serde(default)]
     pub lease_seconds: u64,
+    /// Its journal, if it has one.
+    #[serde(default)]
+    pub journal: Option<JournalStats>,
+}
+
+/// Figures of a journal.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct JournalStats {
+    /// Bytes that it can hold.
+    pub bytes: u64,
+    /// Bytes of it that Swift does not have yet, or has not been asked about.
+    pub used_bytes: u64,
+    /// Whether flushes are answered from it; false once its disk has failed.
+    pub relied_on: bool,
 }
 
 /// A request to an image that failed.

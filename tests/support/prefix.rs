@@ -119,6 +119,13 @@ impl Prefix {
         }
     }
 
+    /// What flushes have promised is given up; it must be a prefix still.
+    pub fn give_up(&mut self) {
+        for sector in &mut self.sectors {
+            sector.floor = 0;
+        }
+    }
+
     /// After a crash the volume holds this: it must be a prefix, and is the content
     /// from now on.
     pub fn crashed(&mut self, seen: &[Tag]) {

@@ -28,7 +28,7 @@ use super::error::LogError;
 use super::format::root::{Location, Root, hash};
 use super::format::segment::Header;
 use super::format::tables::MapBuilder;
-use super::format::{BLOCK, Hash, MAX_OBJECT, names};
+use super::format::{BLOCK, Hash, JournalId, MAX_OBJECT, names};
 use super::map::Written;
 use crate::store::{ObjectStore, StoreError};
 
@@ -88,6 +88,8 @@ struct Applier {
     /// The last segment that the map shows, and its hash.
     seq: u64,
     header: Hash,
+    /// Up to where the map has the journal.
+    journal: u64,
     bytes: u64,
     segments: u32,
     to_delete: mpsc::UnboundedSender<Dead>,
@@ -103,6 +105,7 @@ pub async fn run(
     let mut applier = Applier {
         seq: last.root.seq,
         header: last.root.header,
+        journal: last.root.journal.map_or(0, |(_, position)| position),
         bytes: 0,
         segments: 0,
         engine,
@@ -120,7 +123,11 @@ pub async fn run(
                 stored,
             } => applier.segment(&header, hash, stored).await,
             Item::Root(done) => {
-                if applier.seq != applier.last.root.seq || applier.engine.map.changed_cost() > 0 {
+                let journal = applier.journal();
+                if applier.seq != applier.last.root.seq
+                    || applier.engine.map.changed_cost() > 0
+                    || journal != applier.last.root.journal
+                {
                     applier.root().await;
                 }
                 let _ = done.send(());
@@ -160,6 +167,7 @@ impl Applier {
         let free = engine.pending().applied(header.seq);
         engine.refund(free);
         (self.seq, self.header) = (header.seq, hash);
+        self.journal = self.journal.max(header.journal);
         self.bytes += stored;
         self.segments += 1;
         engine
@@ -192,6 +200,15 @@ impl Applier {
             sleep(PAUSE).await;
         }
         self.root().await;
+    }
+
+    /// What a root says of the journal now: nothing once it is given back.
+    fn journal(&self) -> Option<(JournalId, u64)> {
+        let journal = self.engine.journal.as_ref()?;
+        match self.engine.given_back.load(Ordering::Acquire) {
+            true => None,
+            false => Some((journal.id(), self.journal)),
+        }
     }
 
     fn wants_root(&self) -> bool {
@@ -233,6 +250,7 @@ impl Applier {
             previous,
             (self.seq, self.header),
             self.last.root.key,
+            self.journal(),
         );
         if checkpoint
             .objects
@@ -376,6 +394,7 @@ impl Checkpoint {
         previous: Option<(u32, u32, Hash)>,
         at: (u64, Hash),
         key: u32,
+        journal: Option<(JournalId, u64)>,
     ) -> Checkpoint {
         let mut pages = encode_pages(engine);
         let tables = engine.map.tables(&pages.written, &pages.sizes);
@@ -394,6 +413,7 @@ impl Checkpoint {
             previous,
             tables: location,
             key,
+            journal,
         };
         let name = names::root(engine.epoch, n);
         let body = root.encode(engine.home.volume, &engine.home.cipher, &name);

@@ -55,7 +55,7 @@ pub async fn create(
         }
     };
     let terms = who.terms;
-    let epoch = recovery::claim(&**store, volume, highest, who, terms.seconds()).await?;
+    let epoch = recovery::claim(&**store, volume, highest, who, terms.seconds(), 0).await?;
     if epoch > 2 && !replace {
         return Err(LogError::Occupied);
     }
@@ -90,8 +90,9 @@ pub async fn create(
         Arc::new(lease),
         limits,
         0,
+        None,
     );
-    recovery::pin(&**store, &engine, None, (0, [0; 16]), key).await?;
+    recovery::pin(&**store, &engine, None, (0, [0; 16]), key, None).await?;
     release(&**store, &engine).await
 }
 

@@ -15,7 +15,7 @@ use super::format::BLOCK;
 use super::map::Below;
 use super::pending::Above;
 use super::{LOOK, Log, writer};
-use crate::image::{Extent, ExtentKind, Image, ImageError, LogStats, Stats};
+use crate::image::{Extent, ExtentKind, Image, ImageError, JournalStats, LogStats, Stats};
 
 #[async_trait]
 impl Image for Log {
@@ -86,6 +86,11 @@ impl Image for Log {
     }
 
     async fn flush(&self) -> Result<(), ImageError> {
+        self.check()?;
+        writer::flush_anywhere(&self.engine).await
+    }
+
+    async fn flush_to_store(&self) -> Result<(), ImageError> {
         self.check()?;
         writer::flush(&self.engine).await
     }
@@ -179,6 +184,14 @@ impl Image for Log {
             segments: segments as u64,
             map_objects: maps.len() as u64,
             seconds_behind: since.map_or(0, |since| since.elapsed().as_secs()),
+            journal: engine.journal.as_ref().map(|journal| {
+                let (bytes, used_bytes) = journal.usage();
+                JournalStats {
+                    bytes,
+                    used_bytes,
+                    relied_on: journal.is_relied_on(),
+                }
+            }),
             collected_bytes: engine.counters.collected.load(Ordering::Relaxed),
             deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
             lease_seconds: engine.lease.seconds_left(),

@@ -15,6 +15,7 @@ use super::applier::Item;
 use super::error::LogError;
 use super::format::AttachId;
 use super::format::root::Geometry;
+use super::journal::Journal;
 use super::lease::Lease;
 use super::map::Map;
 use super::pending::Pending;
@@ -42,6 +43,8 @@ pub struct Engine {
     pub map: Arc<Map>,
     /// The right to answer.
     pub lease: Arc<Lease>,
+    /// What holds answered writes until segments do, if anything.
+    pub journal: Option<Arc<Journal>>,
     /// Frames in memory, and those that come.
     pub frames: Frames,
     /// Which reads are sequential.
@@ -72,6 +75,8 @@ pub struct Engine {
     pub collect: tokio::sync::Notify,
     /// It is being closed: nothing more is collected.
     pub closing: AtomicBool,
+    /// Its journal has nothing any more that the store has not, and gets nothing.
+    pub given_back: AtomicBool,
     /// Headers of small segments that came lately.
     pub recent: super::collector::Recent,
     /// Figures.
@@ -200,8 +205,10 @@ impl Engine {
     pub fn seal(&self) -> u64 {
         let mut pending = self.pending();
         if let Some((seq, runs)) = pending.seal(tokio::time::Instant::now()) {
+            let at = |journal: &Arc<Journal>| journal.sealed_at(pending.journal);
+            let journal = self.journal.as_ref().map_or(0, at);
             // Sent under the lock: the numbers go up in the queue, too.
-            let _ = self.to_seal.send(Job::Written { seq, runs });
+            let _ = self.to_seal.send(Job::Written { seq, runs, journal });
         }
         pending.last_written()
     }

@@ -1,7 +1,8 @@
 //! Why a volume of format 2 cannot be made, opened or used.
 
-use super::format::Damage;
 use super::format::claim::Claim;
+use super::format::{Damage, JournalId};
+use super::journal::Problem;
 use crate::image::ImageError;
 use crate::store::StoreError;
 
@@ -46,6 +47,16 @@ pub enum LogError {
     /// Somebody else attached the volume after us; who is not known.
     #[error("somebody else attached it: {0}")]
     Fenced(String),
+    /// Its journal, which has what its objects have not, is not to be had.
+    #[error("its journal{} at {place}: {problem}", .id.map_or(String::new(), |id| format!(" {id}")))]
+    Journal {
+        /// The journal that it needs; `None`: it needs none, and wants to make one.
+        id: Option<JournalId>,
+        /// Where it should be.
+        place: String,
+        /// What is wrong.
+        problem: Problem,
+    },
     /// The geometry is beyond the limits.
     #[error("{0}")]
     Geometry(String),

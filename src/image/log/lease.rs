@@ -253,7 +253,7 @@ pub async fn evict(store: &dyn ObjectStore, who: &Who) -> Result<Option<Claim>, 
     };
     let name = names::epoch(claim.epoch);
     let (volume, _) = read_object(store, &name, |body| Claim::decode(&name, &body)).await?;
-    recovery::claim(store, volume, claim.epoch, who, 0).await?;
+    recovery::claim(store, volume, claim.epoch, who, 0, 0).await?;
     Ok(Some(*claim))
 }
 
@@ -351,7 +351,7 @@ impl Lease {
     }
 
     /// Claims the next epoch after `highest`; `below` has the claims from the newest
-    /// pinned epoch to that one. From now on the lease is to be [kept](Lease::keep).
+    /// pinned epoch to that one; `flags` are the claim's. From now on the lease is to be [kept](Lease::keep).
     ///
     /// # Errors
     /// [`LogError::Superseded`]: somebody else is first.
@@ -361,9 +361,10 @@ impl Lease {
         highest: u32,
         mut below: Vec<Option<Claim>>,
         who: &Who,
+        flags: u64,
     ) -> Result<Lease, LogError> {
         let seconds = who.terms.seconds();
-        let epoch = recovery::claim(&*store, volume, highest, who, seconds).await?;
+        let epoch = recovery::claim(&*store, volume, highest, who, seconds, flags).await?;
         below.extend(recovery::claims(&*store, highest + 1..epoch).await?);
         let (owner, clock) = ((epoch, who.attach), Arc::clone(&who.clock));
         Ok(Lease {

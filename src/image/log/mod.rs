@@ -11,6 +11,7 @@
 //! | `device` | requests, in bytes; from here on everything is in blocks |
 //! | [`runs`], [`pending`] | what was written and is not in the map yet |
 //! | [`writer`] | from there to durable segments, in order |
+//! | [`journal`] | what was answered, on a disk of this machine until segments have it |
 //! | [`applier`] | from durable segments to the map, and to roots; deletion |
 //! | [`page`], [`map`], [`space`] | which block lies where, how much of a segment lives |
 //! | `read` | where the pieces of a read come from |
@@ -45,6 +46,7 @@ mod edits;
 pub mod engine;
 pub mod error;
 pub mod format;
+pub mod journal;
 pub mod lease;
 pub mod map;
 pub mod page;
@@ -74,10 +76,13 @@ use self::create::{create_key, release};
 use self::device::cover;
 use self::engine::{Counters, Engine, Progress, Tasks};
 pub use self::error::LogError;
+use self::format::claim::JOURNAL;
 use self::format::keys::{Cost, DataKey, Passphrase};
 use self::format::root::Geometry;
 use self::format::tables::Era;
 use self::format::{AttachId, BLOCK, VolumeId, names};
+use self::journal::take::{self, Taken};
+use self::journal::{Journal, Journaling};
 use self::lease::{BootClock, Clock, Lease, Terms};
 use self::map::Map;
 use self::pending::Pending;
@@ -86,7 +91,7 @@ use self::ranges::Ranges;
 use self::read::{Failure, Places, compact, references};
 use self::reader::{FrameError, Frames, ReadAhead};
 use self::recovery::Found;
-use super::ImageError;
+use super::{Image, ImageError};
 use crate::store::ObjectStore;
 
 /// The largest segment, in bytes of memory while it is open; about the size of its
@@ -94,6 +99,8 @@ use crate::store::ObjectStore;
 const SEGMENT: u64 = 8 << 20;
 /// Between two attempts to read what must be there.
 const PAUSE: Duration = Duration::from_millis(200);
+/// How often a volume is looked at again whose journal is not found.
+const ATTEMPTS: u32 = 5;
 /// Below this, in bytes, a step of a write would not fit into `dirty`.
 const LEAST_DIRTY: u64 = 1 << 20;
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
@@ -111,6 +118,8 @@ pub struct Limits {
     pub dirty: u64,
     /// Pages of the map, in bytes.
     pub map: u64,
+    /// What a new journal can hold, in bytes.
+    pub journal: u64,
     /// How long a read waits for an object that must be there; `None`: for ever.
     pub patience: Option<Duration>,
     /// How it goes about its work.
@@ -162,6 +171,7 @@ impl Limits {
             cache,
             dirty,
             map,
+            journal: journal::ring_for(dirty),
             patience,
             pace,
         }
@@ -208,6 +218,8 @@ pub struct Who {
     /// Attachments of this machine that are dead for certain: their leases need not be
     /// waited for.
     pub dead: Vec<AttachId>,
+    /// What it does about journals.
+    pub journaling: Journaling,
 }
 
 impl Who {
@@ -220,6 +232,7 @@ impl Who {
             terms: Terms::default(),
             clock: Arc::new(BootClock),
             dead: Vec::new(),
+            journaling: Journaling::default(),
         }
     }
 }
@@ -266,6 +279,7 @@ fn engine(
     lease: Arc<Lease>,
     limits: Limits,
     last_seq: u64,
+    journal: Option<Arc<Journal>>,
 ) -> (Arc<Engine>, Queues) {
     let (to_seal, jobs) = mpsc::unbounded_channel();
     let (to_apply, items) = mpsc::unbounded_channel();
@@ -288,7 +302,11 @@ fn engine(
         lease,
         frames,
         ahead: ReadAhead::new(limits.cache / 2),
-        pending: Mutex::new(Pending::new(last_seq + 1)),
+        pending: Mutex::new(Pending::new(
+            last_seq + 1,
+            journal.as_ref().map_or(0, |journal| journal.tail()),
+        )),
+        journal,
         budget: Semaphore::new(dirty as usize),
         budget_bytes: dirty,
         pace: limits.pace,
@@ -305,6 +323,7 @@ fn engine(
         to_apply,
         collect: tokio::sync::Notify::new(),
         closing: AtomicBool::new(false),
+        given_back: AtomicBool::new(false),
         recent: Recent::default(),
         counters: Counters::default(),
         tasks: Tasks::default(),
@@ -332,27 +351,69 @@ impl Log {
         limits: Limits,
         who: Who,
     ) -> Result<Log, LogError> {
+        let (again, later) = (Arc::clone(&attaching), Arc::clone(&live));
+        let log = Log::open_once(again, later, passphrase, limits, &who).await?;
+        if log.engine.journal.is_none() || who.journaling.wanted {
+            return Ok(log);
+        }
+        // An earlier attachment left a journal, and this one wants none: what it has is
+        // stored, and it is given back.
+        log.close().await.map_err(lost)?;
+        Log::open_once(attaching, live, passphrase, limits, &who).await
+    }
+
+    async fn open_once(
+        attaching: Arc<dyn ObjectStore>,
+        live: Arc<dyn ObjectStore>,
+        passphrase: Option<&Passphrase>,
+        limits: Limits,
+        who: &Who,
+    ) -> Result<Log, LogError> {
         let store = &*attaching;
-        let found = recovery::find(store, passphrase).await?;
+        let mut found = recovery::find(store, passphrase).await?;
+        for attempt in 1.. {
+            let journaling = &who.journaling;
+            match take::check(journaling, &found.home, found.root.journal).await {
+                Ok(()) => break,
+                // It has ended, and one that died here has begun another.
+                Err(_) if recovery::journal_has_ended(store, &found).await? => break,
+                // An older root may have been served, which names an older journal.
+                Err(_) if attempt < ATTEMPTS => {
+                    sleep(PAUSE * attempt).await;
+                    found = recovery::find(store, passphrase).await?;
+                }
+                Err(error) => return Err(error),
+            }
+        }
         let claims = recovery::read_claims(store, &found).await?;
         let (volume, highest) = (found.home.volume, found.highest);
-        let lease = Lease::claim(Arc::clone(&attaching), volume, highest, claims, &who).await?;
+        let named = found.root.journal;
+        let flags = match who.journaling.wanted || take::needed(named).is_some() {
+            true => JOURNAL,
+            false => 0,
+        };
+        let own = Arc::clone(&attaching);
+        let lease = Lease::claim(own, volume, highest, claims, who, flags).await?;
         let lease = Arc::new(lease);
         let opened = Log::take_over(
             attaching,
             live,
             passphrase,
             limits,
-            &who,
+            who,
             found,
             Arc::clone(&lease),
         );
         // Whoever claims after us has the volume, also while we are at this.
-        tokio::select! {
+        let (log, taken) = tokio::select! {
             biased;
-            opened = opened => opened,
-            lost = lease.keep() => Err(lost),
+            opened = opened => opened?,
+            lost = lease.keep() => return Err(lost),
+        };
+        if let Some(taken) = taken {
+            log.replay(taken).await?;
         }
+        Ok(log)
     }
 
     /// Once the epoch is claimed: waits for the leases before it, recovers, pins.
@@ -364,7 +425,7 @@ impl Log {
         who: &Who,
         found: Found,
         lease: Arc<Lease>,
-    ) -> Result<Log, LogError> {
+    ) -> Result<(Log, Option<Taken>), LogError> {
         let store = &*attaching;
         let epoch = lease.epoch();
         lease.wait_out(who).await?;
@@ -374,6 +435,9 @@ impl Log {
         let later = recovery::segments_after(store, &found, by).await?;
         let root = &found.root;
         let last_seq = root.seq + later.len() as u64;
+        let named = recovery::journal(root, &later);
+        let journaling = &who.journaling;
+        let taken = take::take(journaling, &found.home, epoch, named, limits.journal).await?;
         let first_seq = recovery::durable(root, &later) + 1;
         let era = Era {
             epoch,
@@ -398,11 +462,15 @@ impl Log {
             lease,
             limits,
             last_seq,
+            taken.as_ref().map(|taken| Arc::clone(&taken.journal)),
         );
         let at = recovery::replay(store, &engine, root, later).await?;
         recovery::is_ours(store, epoch, who).await?;
         let previous = Some((root.epoch, root.n, found.hash));
-        let last = recovery::pin(store, &engine, previous, at, root.key).await?;
+        let named = taken
+            .as_ref()
+            .map(|taken| (taken.journal.id(), taken.position));
+        let last = recovery::pin(store, &engine, previous, at, root.key, named).await?;
         let (to_delete, dead) = mpsc::unbounded_channel();
         let tasks = &engine.tasks;
         let key = last.root.key;
@@ -420,14 +488,43 @@ impl Log {
         tasks.spawn(collector::run(Arc::clone(&engine)));
         tasks.spawn(sweep::run(Arc::clone(&engine), key, to_delete.clone()));
         engine.collect.notify_one();
-        Ok(Log {
+        let log = Log {
             engine,
             ranges: Ranges::default(),
             data_key: found.data_key,
             key: Mutex::new(key),
             closed: AtomicBool::new(false),
             to_delete,
-        })
+        };
+        Ok((log, taken))
+    }
+
+    /// Writes what the journal has and no segment has; then it takes what comes.
+    async fn replay(&self, taken: Taken) -> Result<(), LogError> {
+        let engine = &self.engine;
+        let Taken {
+            journal,
+            mut entries,
+            ..
+        } = taken;
+        loop {
+            let next = entries.next().await;
+            let next = next.map_err(|problem| journal.refused(problem))?;
+            let Some(edit) = next else { break };
+            let written = writer::write_again(engine, edit, entries.position()).await;
+            written.map_err(lost)?;
+        }
+        // What was found now is found again, whatever happens before the next flush.
+        if !journal.sync_what_was_found().await {
+            let stored = writer::flush(engine).await;
+            stored.map_err(lost)?;
+        }
+        let owner = Arc::clone(engine);
+        engine.tasks.spawn(async move {
+            Arc::clone(&journal).run().await;
+            without_journal(&owner).await;
+        });
+        Ok(())
     }
 
     /// Its geometry.
@@ -496,10 +593,21 @@ impl Log {
 
     /// Leaves a root behind, and the word that this is the end.
     async fn end(&self) -> Result<(), ImageError> {
+        let engine = &*self.engine;
+        if let Some(journal) = &engine.journal {
+            self.check()?;
+            // What comes nevertheless is answered when it is stored.
+            journal.end("the volume is given back");
+            writer::flush(engine).await?;
+            engine.given_back.store(true, Ordering::Release);
+        }
         self.wind_up().await?;
         self.stop().await;
-        let engine = &*self.engine;
-        Ok(release(&*engine.store, engine).await?)
+        release(&*engine.store, engine).await?;
+        if let Some(journal) = &engine.journal {
+            journal.remove().await;
+        }
+        Ok(())
     }
 
     /// Leaves a root behind that is the end of the log. May be dropped half-way.
@@ -650,6 +758,27 @@ impl Log {
                 });
             }
         }
+    }
+}
+
+/// The journal has failed: has everything stored that it has, and says that it is not
+/// needed any more.
+async fn without_journal(engine: &Engine) {
+    while writer::flush(engine).await.is_err() {
+        if engine.check().is_err() {
+            return;
+        }
+        sleep(PAUSE).await;
+    }
+    engine.given_back.store(true, Ordering::Release);
+    engine.ask(Item::Root).await;
+}
+
+/// Why a volume that was opened a moment ago cannot be used.
+fn lost(error: ImageError) -> LogError {
+    match error {
+        ImageError::Store(error) => LogError::Store(error),
+        other => LogError::Fenced(other.to_string()),
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Pending {
     pub open: Runs,
     /// When the first write into it came.
     pub opened: Option<Instant>,
+    /// It and what was sealed before have every write of the journal up to there.
+    pub journal: u64,
     /// The number of the next segment.
     pub next_seq: u64,
     /// The last segment of what was written; the collector's may have higher numbers.
@@ -90,11 +92,13 @@ pub struct Part {
 }
 
 impl Pending {
-    /// Nothing is pending; the next segment has this number.
-    pub fn new(next_seq: u64) -> Pending {
+    /// Nothing is pending; the next segment has this number, and there is this position
+    /// in the journal.
+    pub fn new(next_seq: u64, journal: u64) -> Pending {
         Pending {
             open: Runs::default(),
             opened: None,
+            journal,
             next_seq,
             last_written: next_seq - 1,
             layers: VecDeque::new(),

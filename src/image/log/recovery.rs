@@ -44,7 +44,9 @@ use super::format::root::{self, Root, hash};
 use super::format::seal::{Cipher, Prelude};
 use super::format::segment::{Builder, Built, HEADER_GUESS, Header, Plan};
 use super::format::tables::{Era, Tables};
-use super::format::{AttachId, BLOCK, Damage, Hash, VolumeId, frame, names};
+use super::format::{
+    AttachId, BLOCK, Damage, Hash, JOURNAL_ENDED, JournalId, VolumeId, frame, names,
+};
 use super::map::Map;
 use super::place::{Home, read_box, read_object};
 use super::writer::WINDOW;
@@ -276,7 +278,7 @@ async fn unlock(
 }
 
 /// Claims the first epoch above `highest` that nobody claimed, with a lease of so many
-/// seconds.
+/// seconds, and these flags.
 ///
 /// # Errors
 /// [`LogError::Superseded`]: somebody claims at the same time, and is first.
@@ -286,6 +288,7 @@ pub async fn claim(
     highest: u32,
     who: &Who,
     lease: u32,
+    flags: u64,
 ) -> Result<u32, LogError> {
     for epoch in highest + 1..LAST {
         let claim = Claim {
@@ -293,7 +296,7 @@ pub async fn claim(
             attach: who.attach,
             host: who.host.clone(),
             unix_seconds: who.unix_seconds,
-            flags: 0,
+            flags,
             lease: Some(lease),
         };
         let name = names::epoch(epoch);
@@ -564,6 +567,30 @@ pub fn durable(root: &Root, later: &[Later]) -> u64 {
         .fold(root.seq, u64::max)
 }
 
+/// The journal that may have what no segment has, and up to where they have it.
+pub fn journal(root: &Root, later: &[Later]) -> Option<(JournalId, u64)> {
+    let (id, position) = root.journal?;
+    let segments = later.iter().map(|later| later.header.journal);
+    Some((id, segments.fold(position, u64::max)))
+}
+
+/// Whether the root names a journal, and a segment that seems to be there says that it
+/// has ended. Changes nothing.
+pub async fn journal_has_ended(store: &dyn ObjectStore, found: &Found) -> Result<bool, LogError> {
+    let (root, home) = (&found.root, &found.home);
+    let Some((_, mut position)) = root.journal else {
+        return Ok(false);
+    };
+    for seq in root.seq + 1.. {
+        let name = names::segment(root.epoch, root.attach, seq);
+        match probe(store, home, &name).await? {
+            Some((header, _)) => position = position.max(header.journal),
+            None => break,
+        }
+    }
+    Ok(position == JOURNAL_ENDED)
+}
+
 /// Stores a segment's content again as our own.
 async fn write_again(
     store: &dyn ObjectStore,
@@ -627,6 +654,7 @@ fn rebuild(
     for hole in &header.holes {
         builder.hole(hole.start, hole.blocks);
     }
+    builder.journal(header.journal);
     Ok(builder.finish())
 }
 
@@ -637,8 +665,9 @@ pub async fn pin(
     previous: Option<(u32, u32, Hash)>,
     at: (u64, Hash),
     key: u32,
+    journal: Option<(JournalId, u64)>,
 ) -> Result<Last, LogError> {
-    let mut checkpoint = Checkpoint::prepare(engine, 0, previous, at, key);
+    let mut checkpoint = Checkpoint::prepare(engine, 0, previous, at, key, journal);
     put_once(store, &checkpoint.objects).await?;
     checkpoint.commit(engine);
     let (name, body) = &checkpoint.object;

@@ -26,9 +26,10 @@ use tokio::time::{Duration, sleep};
 use super::applier::Item;
 use super::decide::{self, Created};
 use super::engine::Engine;
+use super::format::journal::{Content, Edit};
 use super::format::segment::{Builder, Built, Plan, Source};
 use super::format::{BLOCK, FRAME_BLOCKS, Hash};
-use super::pending::Encoded;
+use super::pending::{Encoded, Pending};
 use super::reader::FrameRef;
 use super::runs::{OVERHEAD, Runs};
 use crate::image::ImageError;
@@ -59,6 +60,8 @@ pub enum Job {
         seq: u64,
         /// Its content.
         runs: Arc<Runs>,
+        /// It and those before have every write of the journal up to there.
+        journal: u64,
     },
     /// Of what the collector copied.
     Collected {
@@ -83,7 +86,7 @@ pub struct Copied {
 /// Encodes a written segment.
 pub async fn encode_written(
     engine: &Engine,
-    seq: u64,
+    (seq, journal): (u64, u64),
     previous: Hash,
     durable: u64,
     runs: &Runs,
@@ -95,6 +98,7 @@ pub async fn encode_written(
         holes: holes.len(),
     };
     let mut builder = builder(engine, seq, previous, durable, plan, runs.data_bytes());
+    builder.journal(journal);
     let mut since = 0;
     for piece in &pieces {
         builder.frame(piece.start, &piece.data, &[]);
@@ -184,8 +188,8 @@ pub async fn run(engine: Arc<Engine>, mut jobs: mpsc::UnboundedReceiver<Job>, mu
             return;
         }
         let built = match &job {
-            Job::Written { seq, runs } => {
-                encode_written(&engine, *seq, previous, durable, runs).await
+            Job::Written { seq, runs, journal } => {
+                encode_written(&engine, (*seq, *journal), previous, durable, runs).await
             }
             Job::Collected { seq, frames } => {
                 encode_collected(&engine, *seq, previous, durable, frames).await
@@ -193,7 +197,7 @@ pub async fn run(engine: Arc<Engine>, mut jobs: mpsc::UnboundedReceiver<Job>, mu
         };
         previous = built.hash;
         let built = Arc::new(built);
-        if let Job::Written { seq, runs } = job {
+        if let Job::Written { seq, runs, .. } = job {
             if runs.data_bytes() <= KEEP {
                 keep(&engine, &built, &runs);
             }
@@ -260,6 +264,9 @@ fn publish(engine: &Engine, stored: &Stored, built: Arc<Built>) {
         let before = progress.durable;
         while let Some(next) = stored.remove(&(progress.durable + 1)) {
             progress.durable += 1;
+            if let Some(journal) = &engine.journal {
+                journal.trim(next.header.journal);
+            }
             let length = next.body.len() as u64;
             let header = Arc::new(next.header.clone());
             let _ = engine.to_apply.send(Item::Segment {
@@ -277,24 +284,101 @@ pub async fn write(engine: &Engine, mut start: u64, data: &[u8]) -> Result<(), I
     for step in data.chunks(engine.step) {
         let blocks = step.len() as u64 / BLOCK;
         let runs = blocks / FRAME_BLOCKS + 4;
-        add(engine, step.len() as u64 + runs * OVERHEAD, |open| {
-            open.write(start, step)
-        })
-        .await?;
+        let cost = step.len() as u64 + runs * OVERHEAD;
+        add(engine, cost, start, Content::Data(step)).await?;
         start += blocks;
     }
-    Ok(())
+    kept(engine).await
 }
 
 /// Writes zeros over blocks.
 pub async fn write_zeroes(engine: &Engine, range: Range<u64>) -> Result<(), ImageError> {
     // What is cut off at its edges is copied, a frame each at most.
     let cost = 4 * OVERHEAD + 2 * FRAME_BLOCKS * BLOCK;
-    add(engine, cost, |open| open.write_zeroes(range)).await
+    let content = Content::Zeroes(range.end - range.start);
+    add(engine, cost, range.start, content).await?;
+    kept(engine).await
+}
+
+/// Writes what a journal has that no segment has, without appending it again: `position`
+/// is where it ends in the journal.
+pub async fn write_again(engine: &Engine, edit: Edit, position: u64) -> Result<(), ImageError> {
+    let (cost, change): (u64, Change) = match edit {
+        Edit::Write { start, data } => {
+            let runs = data.len() as u64 / BLOCK / FRAME_BLOCKS + 4;
+            let cost = data.len() as u64 + runs * OVERHEAD;
+            (cost, Box::new(move |open| open.write(start, &data)))
+        }
+        Edit::Zeroes { start, blocks } => {
+            let cost = 4 * OVERHEAD + 2 * FRAME_BLOCKS * BLOCK;
+            (
+                cost,
+                Box::new(move |open| open.write_zeroes(start..start + blocks)),
+            )
+        }
+    };
+    change_open(engine, cost, |pending| {
+        change(&mut pending.open);
+        pending.journal = position;
+    })
+    .await
+}
+
+/// What happens to the open segment.
+type Change = Box<dyn FnOnce(&mut Runs) + Send>;
+
+/// Changes the open segment, which takes at most `cost` bytes more, and appends that to
+/// the journal.
+async fn add(
+    engine: &Engine,
+    cost: u64,
+    start: u64,
+    content: Content<'_>,
+) -> Result<(), ImageError> {
+    engine.check()?;
+    let journal = engine.journal.as_deref();
+    let mut room = None;
+    if let Some(journal) = journal {
+        room = journal.try_room(content);
+        if room.is_none() {
+            // What it is full of is on its way, or is from now on.
+            engine.seal();
+            or_failure(engine, async { room = Some(journal.room(content).await) }).await?;
+        }
+    }
+    change_open(engine, cost, |pending| {
+        match content {
+            Content::Data(data) => pending.open.write(start, data),
+            Content::Zeroes(blocks) => pending.open.write_zeroes(start..start + blocks),
+        }
+        // Under the lock, so in the same order.
+        let position = journal
+            .zip(room)
+            .and_then(|(journal, room)| journal.append(room, start, content));
+        pending.journal = position.unwrap_or(pending.journal);
+    })
+    .await
+}
+
+/// Waits until everything that was written before outlives this process, if it may be
+/// answered only then.
+async fn kept(engine: &Engine) -> Result<(), ImageError> {
+    let Some(journal) = &engine.journal else {
+        return Ok(());
+    };
+    let position = engine.pending().journal;
+    match journal.written(position).await {
+        true => Ok(()),
+        false => flush(engine).await,
+    }
 }
 
 /// Changes the open segment, which takes at most `cost` bytes more.
-async fn add(engine: &Engine, cost: u64, change: impl FnOnce(&mut Runs)) -> Result<(), ImageError> {
+async fn change_open(
+    engine: &Engine,
+    cost: u64,
+    change: impl FnOnce(&mut Pending),
+) -> Result<(), ImageError> {
     engine.check()?;
     if *engine.crowded.borrow() {
         or_failure(engine, async {
@@ -312,7 +396,7 @@ async fn add(engine: &Engine, cost: u64, change: impl FnOnce(&mut Runs)) -> Resu
     let full = {
         let mut pending = engine.pending();
         let before = pending.open.cost();
-        change(&mut pending.open);
+        change(&mut pending);
         pending.opened.get_or_insert_with(tokio::time::Instant::now);
         let after = pending.open.cost();
         engine.refund((before + cost).saturating_sub(after));
@@ -352,7 +436,20 @@ async fn failed_since(
     }
 }
 
-/// Waits until everything that was answered before is durable.
+/// Waits until everything that was answered before survives a power cut: in the journal,
+/// if there is one that can be relied on.
+pub async fn flush_anywhere(engine: &Engine) -> Result<(), ImageError> {
+    if let Some(journal) = &engine.journal {
+        engine.check()?;
+        let position = engine.pending().journal;
+        if journal.synced(position).await {
+            return engine.confirm().await;
+        }
+    }
+    flush(engine).await
+}
+
+/// Waits until everything that was answered before is durable in the store.
 pub async fn flush(engine: &Engine) -> Result<(), ImageError> {
     engine.check()?;
     let last = engine.seal();

@@ -20,6 +20,8 @@
 //! | `map/<e>.<a>/<k>` | pages of the map and the tables that find them ([`page`], [`tables`]) |
 //! | `key/<n>` | the data key, wrapped by a passphrase's ([`keys`]) |
 //!
+//! A journal is a file of the machine that attached the volume ([`journal`]).
+//!
 //! At a `root/` or `seg/` name a *stop* may lie instead: it proves that nothing was
 //! there, and keeps it so ([`claim`]).
 //!
@@ -34,7 +36,7 @@
 //! | at | bytes | what |
 //! |---|---|---|
 //! | 0 | 8 | `swiftnbd` |
-//! | 8 | 1 | kind: 1 claim, 2 stop, 3 root, 4 segment, 5 map object, 6 key, 7 release, 8 renewal |
+//! | 8 | 1 | kind: 1 claim, 2 stop, 3 root, 4 segment, 5 map object, 6 key, 7 release, 8 renewal, 9 a journal's file, 10 a write in it |
 //! | 9 | 1 | version: 2 |
 //! | 10 | 2 | flags: bit 0: sealed. Others: 0 |
 //! | 12 | 4 | in a root: the number of the key object, 0 if there is none; else 0 |
@@ -42,7 +44,7 @@
 //!
 //! # Boxes
 //! Whatever matters lies in boxes. In a volume that is not encrypted, and always in
-//! claims, renewals, stops, releases and keys, a box is
+//! claims, renewals, stops, releases, keys and the head of a journal, a box is
 //! `payload, CRC-32C (4) of (place, payload)`; else (flag *sealed*)
 //! `nonce (24), XChaCha20-Poly1305 ciphertext of payload, tag (16)` with the place as
 //! associated data ([`seal`]). The *place* is
@@ -66,13 +68,13 @@
 //! `swiftnbd check` finds all of it, and says which ranges of the device it touches.
 //!
 //! # Room that is left
-//! A root has fields for a parent (clones), snapshots and a journal; segment headers
-//! carry a journal's position. In this version they are zero, and a program that does
-//! not know a feature bit of the root refuses the volume.
+//! A root has fields for a parent (clones) and snapshots. In this version they are zero,
+//! and a program that does not know a feature bit of the root refuses the volume.
 
 pub mod claim;
 pub mod entry;
 pub mod frame;
+pub mod journal;
 pub mod keys;
 pub mod names;
 pub mod page;
@@ -105,6 +107,20 @@ pub struct VolumeId(pub [u8; 16]);
 /// The random name of one attachment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AttachId(pub [u8; 16]);
+
+/// The random name of a journal, made with its file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct JournalId(pub [u8; 16]);
+
+/// A position beyond every journal's: what the journal has, the segments have, because
+/// it failed, and everything was stored before it was answered from then on.
+pub const JOURNAL_ENDED: u64 = u64::MAX;
+
+impl fmt::Display for JournalId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+    }
+}
 
 /// As in names: 32 hexadecimal digits.
 impl fmt::Display for AttachId {

@@ -18,12 +18,11 @@
 //! | its epoch, n | 4, 4 | of the root before; zeros |
 //! | its hash | 16 | of that root's object; zeros |
 //! | tables | 8, 4, 4 | where they lie: `k` of the map object, offset of the box there, its length |
-//! | journal | 16, 8 | its id and position: zeros |
+//! | journal | 16, 8 | its id, and the position up to which the map has every write of it, or [`JOURNAL_ENDED`](super::JOURNAL_ENDED); zeros: there is none |
 //! | parent | 2 | bytes of the name of a parent that follow: 0 |
 //! | snapshots | 4 | how many follow: 0 |
 //!
-//! Where this version knows only one value (features, page, journal, parent,
-//! snapshots), another is *unknown*, and so are a block and a compression that are not
+//! Where this version knows only one value (features, page, parent, snapshots), another is *unknown*, and so are a block and a compression that are not
 //! in the table.
 
 use bytes::{BufMut, Bytes};
@@ -32,7 +31,7 @@ use sha2::{Digest, Sha256};
 use super::names::Name;
 use super::seal::{self, Cipher, Kind, PRELUDE, Prelude};
 use super::wire::{Reader, ensure};
-use super::{AttachId, Damage, Hash, MAX_OBJECT, MAX_SIZE, PAGE_BLOCKS, VolumeId};
+use super::{AttachId, Damage, Hash, JournalId, MAX_OBJECT, MAX_SIZE, PAGE_BLOCKS, VolumeId};
 
 /// How a volume's blocks are counted, and stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,6 +108,9 @@ pub struct Root {
     pub tables: Location,
     /// The number of the key object; 0: the volume is not encrypted.
     pub key: u32,
+    /// The journal that may have writes which no segment has, and up to which position
+    /// the map has them.
+    pub journal: Option<(JournalId, u64)>,
 }
 
 impl Root {
@@ -141,7 +143,10 @@ impl Root {
         out.put_u64_le(self.tables.k);
         out.put_u32_le(self.tables.offset);
         out.put_u32_le(self.tables.length);
-        out.put_bytes(0, 16 + 8 + 2 + 4);
+        let (journal, position) = self.journal.unwrap_or_default();
+        out.put_slice(&journal.0);
+        out.put_u64_le(position);
+        out.put_bytes(0, 2 + 4);
         seal::make_only(cipher, &prelude, name, &out)
     }
 
@@ -231,10 +236,13 @@ fn parse(payload: &[u8], key: u32) -> Result<Root, Damage> {
         offset: bytes.u32()?,
         length: bytes.u32()?,
     };
-    known(
-        (bytes.array::<16>()?, bytes.u64()?) == ([0; 16], 0),
-        "a journal",
-    )?;
+    let journal = match (JournalId(bytes.array()?), bytes.u64()?) {
+        (JournalId(id), position) if id == [0; 16] => {
+            ensure(position == 0, "a position in no journal")?;
+            None
+        }
+        named => Some(named),
+    };
     known(bytes.u16()? == 0, "a parent")?;
     known(bytes.u32()? == 0, "snapshots")?;
     bytes.end()?;
@@ -249,6 +257,7 @@ fn parse(payload: &[u8], key: u32) -> Result<Root, Damage> {
         previous,
         tables,
         key,
+        journal,
     })
 }
 

@@ -56,12 +56,27 @@ pub enum Kind {
     Release = 7,
     /// The word of an epoch's owner that it is alive.
     Renewal = 8,
+    /// A journal's file.
+    Journal = 9,
+    /// A write in a journal.
+    JournalEntry = 10,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
         use Kind::*;
-        let all = [Claim, Stop, Root, Segment, Map, Key, Release, Renewal];
+        let all = [
+            Claim,
+            Stop,
+            Root,
+            Segment,
+            Map,
+            Key,
+            Release,
+            Renewal,
+            Journal,
+            JournalEntry,
+        ];
         all.into_iter().find(|&kind| kind as u8 == byte)
     }
 }

@@ -15,7 +15,7 @@
 //! | epoch, attach id, seq | 4, 16, 8 | as in the name |
 //! | previous | 16 | the hash of the header box of segment `seq - 1`; zeros if there is none |
 //! | durable | 8 | every segment up to this one was durable when this one was made |
-//! | journal | 8 | a position in the journal: 0; another is *unknown* |
+//! | journal | 8 | the position in the journal that the root names, up to which this segment and those before it have every write; [`JOURNAL_ENDED`](super::JOURNAL_ENDED): they have all that it can hold; 0 where nothing is said |
 //! | counts | 4, 4, 4 | of frames, sources, holes |
 //! | frames | 12 each | start (8), blocks (1), length of the box (3) |
 //! | sources | 12 each | blocks (1), skip (1), offset (4), seq (6) |
@@ -111,6 +111,9 @@ pub struct Header {
     pub previous: Hash,
     /// Every segment up to this one was durable when this one was made.
     pub durable: u64,
+    /// This segment and those before it have every write of the journal up to there; 0:
+    /// nothing is said.
+    pub journal: u64,
     /// Whether its frames were collected, not written.
     pub collected: bool,
     /// Ascending.
@@ -178,7 +181,7 @@ impl Header {
         out.put_u64_le(self.seq);
         out.put_slice(&self.previous);
         out.put_u64_le(self.durable);
-        out.put_u64_le(0);
+        out.put_u64_le(self.journal);
         out.put_u32_le(self.frames.len() as u32);
         out.put_u32_le(sources().count() as u32);
         out.put_u32_le(self.holes.len() as u32);
@@ -277,10 +280,7 @@ fn parse(payload: &[u8], at: usize) -> Result<Header, Damage> {
         return Err(Damage::Unknown(format!("a segment's flags {flags:#x}")));
     }
     let (epoch, attach, seq) = (bytes.u32()?, AttachId(bytes.array()?), bytes.u64()?);
-    let (previous, durable) = (bytes.array()?, bytes.u64()?);
-    if bytes.u64()? != 0 {
-        return Err(Damage::Unknown("a segment's journal".to_owned()));
-    }
+    let (previous, durable, journal) = (bytes.array()?, bytes.u64()?, bytes.u64()?);
     let counts = [bytes.u32()?, bytes.u32()?, bytes.u32()?];
     let lengths = [FRAME, SOURCE, HOLE];
     let [frames, sources, holes] = [0, 1, 2].map(|i| counts[i] as usize * lengths[i]);
@@ -295,6 +295,7 @@ fn parse(payload: &[u8], at: usize) -> Result<Header, Damage> {
         seq,
         previous,
         durable,
+        journal,
         collected,
         frames: Vec::with_capacity(counts[0] as usize),
         holes: Vec::with_capacity(counts[2] as usize),

@@ -93,6 +93,7 @@ impl Builder {
             seq,
             previous,
             durable,
+            journal: 0,
             collected: plan.sources > 0,
             frames: Vec::with_capacity(plan.frames),
             holes: Vec::with_capacity(plan.holes),
@@ -106,6 +107,11 @@ impl Builder {
             header,
             header_box,
         }
+    }
+
+    /// This segment and those before it have every write of the journal up to there.
+    pub fn journal(&mut self, position: u64) {
+        self.header.journal = position;
     }
 
     /// The next frame: pieces that are 1 to [`FRAME_BLOCKS`] whole blocks together.
