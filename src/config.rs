@@ -39,7 +39,7 @@ pub use clouds::CloudFiles;
 pub use login::Login;
 pub use original::{OriginalKeystone, OriginalLogin};
 pub use values::{
-    MetricsAt, NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size,
+    Flush, MetricsAt, NbdDevice, format_size, parse_device, parse_duration, parse_name, parse_size,
 };
 
 /// Where the files are when the command line names none.
@@ -47,6 +47,7 @@ const ETC_DIR: &str = "/etc/swiftnbd";
 
 /// Long enough for requests that are repeated, short enough for whoever waits for it.
 const DEFAULT_LEASE: Duration = Duration::from_secs(30);
+const DEFAULT_REATTACH: Duration = Duration::from_secs(120);
 
 /// Clean data kept in memory, in bytes, unless the volume says otherwise; the
 /// original's own limit.
@@ -144,6 +145,13 @@ pub struct Volume {
     pub io_timeout: Option<Duration>,
     /// How long it stays ours when nothing is heard of us: 3 s to 1 h, whole seconds.
     pub lease: Duration,
+    /// What a flush waits for.
+    pub flush: Flush,
+    /// Where its journal is, if that was said.
+    pub journal: Option<PathBuf>,
+    /// How long the device of a daemon that died waits for another one, if it has a
+    /// journal: whole seconds; zero: not at all.
+    pub reattach_timeout: Duration,
     /// Where the figures of its device can be read, if anywhere.
     pub metrics: Option<MetricsAt>,
     /// What keeps its bytes.
@@ -310,6 +318,9 @@ impl Config {
             passphrase: settings.passphrase_file.clone().map(Passphrase::File),
             io_timeout: settings.io_timeout.filter(|time| !time.is_zero()),
             lease: settings.lease.unwrap_or(DEFAULT_LEASE),
+            flush: settings.flush.unwrap_or_default(),
+            journal: settings.journal.clone(),
+            reattach_timeout: settings.reattach_timeout.unwrap_or(DEFAULT_REATTACH),
             metrics: settings.metrics.clone(),
             backend,
             sources: Arc::clone(&self.sources),

@@ -206,6 +206,14 @@ impl Device {
         Ok(timed(&self.traffic.flush, 0, self.image.flush()).await?)
     }
 
+    /// Makes everything durable in the store, where a flush is content with less.
+    pub async fn flush_to_store(&self) -> Result<(), DeviceError> {
+        match self.read_only {
+            true => Ok(()),
+            false => Ok(self.image.flush_to_store().await?),
+        }
+    }
+
     /// Makes everything durable, waits until no request of ours can take effect
     /// any more, and stops. Nothing may be called afterwards.
     pub async fn close(&self) -> Result<(), DeviceError> {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::login::Login;
-use super::values::{MetricsAt, NbdDevice};
+use super::values::{Flush, MetricsAt, NbdDevice};
 use crate::error::Error;
 
 /// What a file says of one volume. Sizes in bytes.
@@ -27,6 +27,10 @@ pub(super) struct VolumeSettings {
     pub io_timeout: Option<Duration>,
     /// Whole seconds, within its bounds.
     pub lease: Option<Duration>,
+    pub flush: Option<Flush>,
+    pub journal: Option<PathBuf>,
+    /// Whole seconds, within its bounds; zero: not at all.
+    pub reattach_timeout: Option<Duration>,
     pub store: Option<PathBuf>,
     pub passphrase_file: Option<PathBuf>,
     pub metrics: Option<MetricsAt>,

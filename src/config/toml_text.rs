@@ -17,7 +17,7 @@ use super::keys::Key;
 use super::login::Login;
 use super::settings::{Settings, Source, VolumeSettings, shown_key};
 use super::values::{
-    Checked, check_container, check_file, check_name, format_size, nearest, parse_device,
+    Checked, Flush, check_container, check_file, check_name, format_size, nearest, parse_device,
     parse_duration, parse_metrics, parse_size, parse_store, quoted,
 };
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ use crate::error::{Error, Result};
 const SECTIONS: [&str; 2] = ["swift", "volumes"];
 
 /// The keys of `[volumes.NAME]` besides those of `[swift]`.
-const VOLUME_KEYS: [&str; 13] = [
+const VOLUME_KEYS: [&str; 15] = [
     "container",
     "device",
     "attach_at_boot",
@@ -36,6 +36,8 @@ const VOLUME_KEYS: [&str; 13] = [
     "io_timeout",
     "lease",
     "flush",
+    "journal",
+    "reattach_timeout",
     "store",
     "passphrase_file",
     "metrics",
@@ -52,6 +54,9 @@ const METRICS: &str = "an address: \"127.0.0.1:9464\", or the path of a socket";
 /// Bounds of `lease`: below, requests and their repetition take a good part of it; and
 /// whoever takes a volume over waits that long.
 const LEASE: RangeInclusive<Duration> = Duration::from_secs(3)..=Duration::from_secs(3600);
+
+/// Bounds of `reattach_timeout`: for so long a file system waits.
+const REATTACH: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_secs(3600);
 
 /// Reads the whole file.
 pub(super) fn parse(source: Source<'_>) -> Result<Settings> {
@@ -143,7 +148,20 @@ fn volume_key(settings: &mut VolumeSettings, entry: &Entry<'_>) -> Result<()> {
             }
             settings.lease = Some(lease);
         }
-        "flush" => entry.flush()?,
+        "flush" => settings.flush = Some(entry.flush()?),
+        "journal" => {
+            let path = entry.text("a path in quotes")?;
+            check_file(path).map_err(|why| entry.wrong(why))?;
+            settings.journal = Some(path.into());
+        }
+        "reattach_timeout" => {
+            let time = entry.parsed_number("a time: \"2m\"", parse_duration)?;
+            if !REATTACH.contains(&time) || time.subsec_nanos() != 0 {
+                let why = "it is 0 (not at all) to 3600 seconds, without a fraction";
+                return Err(entry.wrong(why));
+            }
+            settings.reattach_timeout = Some(time);
+        }
         "metrics" => settings.metrics = Some(entry.parsed(METRICS, parse_metrics)?),
         "store" => settings.store = Some(entry.parsed("a store: \"dir:PATH\"", parse_store)?),
         "passphrase_file" => {
@@ -285,14 +303,11 @@ impl<'a> Entry<'a> {
             .hint(format!("sizes have a unit: {} = \"64MiB\"", self.key)))
     }
 
-    /// `swift` is all there is, so there is nothing to keep.
-    fn flush(&self) -> Result<()> {
-        match self.text("\"swift\"")? {
-            "swift" => Ok(()),
-            "local" => Err(self
-                .wrong("the local journal is not available in this version")
-                .hint("leave it out or write flush = \"swift\"")),
-            _ => Err(self.wrong("must be \"swift\"")),
+    fn flush(&self) -> Result<Flush> {
+        match self.text("\"swift\" or \"local\"")? {
+            "swift" => Ok(Flush::Swift),
+            "local" => Ok(Flush::Local),
+            _ => Err(self.wrong("must be \"swift\" or \"local\"")),
         }
     }
 

@@ -29,6 +29,16 @@ const MAX_DEVICE_INDEX: u32 = (1 << 20) - 1;
 /// Longer URLs are refused.
 const MAX_URL_BYTES: usize = 2048;
 
+/// What a flush waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Flush {
+    /// Swift has what was written.
+    #[default]
+    Swift,
+    /// A disk of this machine has it.
+    Local,
+}
+
 /// Where figures can be read: on this machine only.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum MetricsAt {

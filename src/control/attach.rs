@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 
 use serde::{Deserialize, Serialize};
 
+use super::registry::{self, Entry};
 use super::{block_on, container, passphrase, require_root, sysfs};
 use crate::cli::{Attach, Global, PASSPHRASE_ON_STDIN};
 use crate::config::{Config, NbdDevice, Volume};
@@ -40,9 +41,7 @@ pub fn run(global: &Global, config: &Config, args: &Attach) -> Result<()> {
     require_root("attach")?;
     let mut volume = config.volume(&args.name)?;
     sysfs::ensure_driver()?;
-    if let Some(device) = wanted_device(&volume, args) {
-        check_free(device)?;
-    }
+    choose_device(&volume, args)?;
     passphrase::choose(&mut volume, &args.passphrase)?;
     let container = container(&volume)?;
     block_on(passphrase::ask_if_needed(&mut volume, &container))?;
@@ -103,12 +102,45 @@ pub fn await_ready(daemon: &mut Child, died: impl Fn(String) -> Error) -> Result
 }
 
 /// The device that was asked for, on the command line or in the configuration.
-pub fn wanted_device(volume: &Volume, args: &Attach) -> Option<NbdDevice> {
+fn wanted_device(volume: &Volume, args: &Attach) -> Option<NbdDevice> {
     args.device.or(volume.device)
 }
 
+/// Which device a volume is to be attached to.
+#[derive(Debug)]
+pub enum Chosen {
+    /// The one that was asked for.
+    This(NbdDevice),
+    /// Any that is free.
+    Any,
+    /// The one that a daemon of this volume has left when it died, and that waits for
+    /// another one.
+    Orphan(Box<Entry>),
+}
+
+/// Decides it, and refuses one that cannot be had.
+pub fn choose_device(volume: &Volume, args: &Attach) -> Result<Chosen> {
+    let wanted = wanted_device(volume, args);
+    match (registry::orphan(&volume.name), wanted) {
+        (Some(orphan), wanted) => match wanted.is_none_or(|one| one.to_string() == orphan.device) {
+            true => Ok(Chosen::Orphan(Box::new(orphan))),
+            false => {
+                let (name, device) = (&volume.name, &orphan.device);
+                let text = format!(
+                    "volume {name}: its last daemon died, and {device} waits for another one"
+                );
+                Err(Error::new(Exit::InUse, text).hint(format!(
+                    "attach it there; or `swiftnbd detach {device}` fails that device"
+                )))
+            }
+        },
+        (None, Some(device)) => check_free(device).map(|()| Chosen::This(device)),
+        (None, None) => Ok(Chosen::Any),
+    }
+}
+
 /// Refuses a device that is not there or in use.
-pub fn check_free(device: NbdDevice) -> Result<()> {
+fn check_free(device: NbdDevice) -> Result<()> {
     if !sysfs::exists(device) {
         return Err(
             Error::new(Exit::NotFound, format!("{device} does not exist")).hint(

@@ -11,7 +11,7 @@ use super::registry::{self, Client, Entry};
 use super::{detach, require_root, sysfs};
 use crate::cli::{self, Target};
 use crate::config::Config;
-use crate::error::{Error, Result};
+use crate::error::{Error, Exit, Result};
 
 /// The template of the units that attach a volume each.
 const TEMPLATE: &str = "swiftnbd@.service";
@@ -69,6 +69,9 @@ pub fn stop(name: &str) -> Result<()> {
     if alive && !units {
         return Ok(());
     }
+    if !alive && goes_on(&entry) {
+        return Ok(());
+    }
     if alive && the_machine_stops() {
         unmount(&entry);
     }
@@ -77,6 +80,47 @@ pub fn stop(name: &str) -> Result<()> {
         force: false,
         timeout: None,
     })
+}
+
+/// Whether another daemon goes on with the device of a dead one. systemd tells of its
+/// death in `SERVICE_RESULT` and `EXIT_STATUS`; it starts the unit again by itself only
+/// where Swift could not be reached.
+fn goes_on(entry: &Entry) -> bool {
+    let said = |name| std::env::var(name).unwrap_or_default();
+    let crashed = !["", "success"].contains(&said("SERVICE_RESULT").as_str());
+    let Some(device) = entry.nbd_device() else {
+        return false;
+    };
+    if !crashed || !entry.is_orphaned() || the_machine_stops() {
+        return false;
+    }
+    let since = entry.orphaned.unwrap_or_else(registry::unix_now);
+    if registry::unix_now() >= since.saturating_add(entry.reattach_seconds) {
+        return false;
+    }
+    let remembered = Entry {
+        orphaned: Some(since),
+        ..entry.clone()
+    };
+    let unreachable = said("EXIT_STATUS") == (Exit::Unreachable as u8).to_string();
+    let started = remembered.write(device).and_then(|()| {
+        // Not at once again and again.
+        nap();
+        match unreachable {
+            true => Ok(()),
+            false => start_unit(&entry.volume),
+        }
+    });
+    match started {
+        Ok(()) => {
+            tracing::warn!(%device, volume = entry.volume, "the daemon died; another one goes on");
+            true
+        }
+        Err(error) => {
+            tracing::error!(%device, "no other daemon can be started: {}", error.message);
+            false
+        }
+    }
 }
 
 /// Whether the whole machine is being stopped, and not this volume alone.

@@ -24,9 +24,9 @@ use tokio::runtime::Runtime;
 use tokio::task::spawn_blocking;
 use tokio::time::{Instant, sleep};
 
-use super::attach::{Report, check_free, wanted_device};
+use super::attach::{Chosen, Report, choose_device};
 use super::attachment::{Attachment, Transmission};
-use super::guardian::Guardian;
+use super::guardian::{Guardian, When};
 use super::handover::{Leaving, Told};
 use super::lease::Lease;
 use super::logging::{self, Process};
@@ -47,6 +47,11 @@ const SOCKET_BUFFER: usize = 4 << 20;
 
 /// How long the kernel may take to show a connected device.
 const READY_WITHIN: Duration = Duration::from_secs(30);
+
+/// How often a device is taken over whose old connection the kernel still has, and how
+/// long after that it is known.
+const ADOPTIONS: u32 = 40;
+const ADOPTED_WITHIN: Duration = Duration::from_millis(250);
 
 /// Threads that answer requests. The work is copying and checksums; more would
 /// compete with whoever uses the device.
@@ -154,13 +159,11 @@ fn attach_and_serve(
         block_on(passphrase::ask_if_needed(&mut volume, &container))?;
     }
     sysfs::ensure_driver()?;
-    let wanted = match wanted_device(&volume, args) {
-        Some(device) => Wanted::This(device),
-        None => Wanted::AnyBut(config.devices().collect()),
+    let wanted = match choose_device(&volume, args)? {
+        Chosen::This(device) => Wanted::This(device),
+        Chosen::Any => Wanted::AnyBut(config.devices().collect()),
+        Chosen::Orphan(entry) => Wanted::Orphan(entry),
     };
-    if let Wanted::This(device) = wanted {
-        check_free(device)?;
-    }
     memory::prepare();
     let guardian = Guardian::start()?;
     let runtime = runtime()?;
@@ -205,6 +208,8 @@ enum Wanted {
     This(NbdDevice),
     /// A free one, and none that was chosen for a volume, if there are others.
     AnyBut(Vec<NbdDevice>),
+    /// See [`Chosen::Orphan`].
+    Orphan(Box<Entry>),
 }
 
 async fn attach(
@@ -219,6 +224,13 @@ async fn attach(
     let metrics = metrics_of(volume).await?;
     let lease = Lease::take(volume, takeover).await?;
     let started = async {
+        if let Wanted::Orphan(entry) = wanted {
+            // If we die in between, what we leave is the device's, too.
+            let mut entry = entry.clone();
+            entry.attachments.push(lease.attach().to_string());
+            let number = entry.nbd_device().ok_or_else(no_device)?;
+            entry.write(number)?;
+        }
         let device = lease
             .open(|text| reporter.notice(text), signals.recv())
             .await?;
@@ -328,16 +340,43 @@ async fn connect(
     guardian: &mut Guardian,
 ) -> Result<Attachment> {
     let nbd = Arc::new(Nbd::open().map_err(|error| Error::failed(error.to_string()))?);
-    let (ours, kernels) = socket_pair()?;
-    let transmission = Transmission::start(ours, device.clone(), volume);
-    let backend = format!("swiftnbd:{}", volume.name);
-    let number = connect_any(&nbd, &device, &backend, kernels, wanted, guardian)?;
+    let backend = registry::backend_of(&volume.name);
+    let reattach_seconds = match device.stats().log.and_then(|log| log.journal) {
+        Some(journal) if journal.relied_on => volume.reattach_timeout.as_secs(),
+        _ => 0,
+    };
+    let (number, transmission, connected_by) = if let Wanted::Orphan(orphan) = wanted {
+        let adopted = adopt(
+            &nbd,
+            volume,
+            lease,
+            &device,
+            orphan,
+            reattach_seconds,
+            guardian,
+        );
+        let (number, transmission) = adopted.await?;
+        (number, transmission, orphan.connected_by)
+    } else {
+        let (ours, kernels) = socket_pair()?;
+        let transmission = Transmission::start(ours, device.clone(), volume);
+        let connect = Connect {
+            index: None,
+            size: device.size(),
+            block_size: device.block_size(),
+            server_flags: transmission_flags(&device),
+            dead_connection: reattach_seconds,
+            backend: &backend,
+        };
+        let number = connect_any(&nbd, connect, kernels, wanted, guardian)?;
+        let ready = wait_until_ready(number, device.size()).await;
+        if let Err(error) = ready {
+            disconnect(&nbd, number).await;
+            return Err(error);
+        }
+        (number, transmission, std::process::id())
+    };
     let connected = nbd.socket();
-    let ready = wait_until_ready(number, device.size()).await;
-    if let Err(error) = ready {
-        disconnect(&nbd, number).await;
-        return Err(error);
-    }
     let entry = Entry {
         device: number.to_string(),
         volume: volume.name.clone(),
@@ -349,6 +388,10 @@ async fn connect(
         since: unix_now(),
         client: lease.client(),
         format: lease.format(),
+        connected_by,
+        attachments: vec![lease.attach().to_string()],
+        reattach_seconds,
+        orphaned: None,
     };
     Ok(Attachment {
         number,
@@ -377,28 +420,22 @@ fn socket_pair() -> Result<(UnixStream, StdUnixStream)> {
 /// it before the kernel does.
 fn connect_any(
     nbd: &Nbd,
-    device: &Device,
-    backend: &str,
+    mut connect: Connect<'_>,
     kernels: StdUnixStream,
     wanted: &Wanted,
     guardian: &mut Guardian,
 ) -> Result<NbdDevice> {
+    let (us, backend) = (std::process::id(), connect.backend);
+    let when = when_dead(connect.dead_connection);
     let mut candidates = match wanted {
         Wanted::This(device) => vec![*device],
-        Wanted::AnyBut(_) => sysfs::free_devices(),
+        _ => sysfs::free_devices(),
     };
     if let Wanted::AnyBut(chosen) = wanted {
         candidates.retain(|device| !chosen.contains(device));
     }
-    let mut connect = Connect {
-        index: None,
-        size: device.size(),
-        block_size: device.block_size(),
-        server_flags: transmission_flags(device),
-        backend,
-    };
     for candidate in candidates {
-        guardian.guard(candidate, backend)?;
+        guardian.guard(candidate, us, backend, when)?;
         connect.index = Some(candidate.index());
         match nbd.connect(&connect, kernels.as_fd()) {
             Ok(_) => return Ok(candidate),
@@ -416,8 +453,73 @@ fn connect_any(
     })?;
     let number = NbdDevice::new(made)
         .ok_or_else(|| Error::failed(format!("the kernel made a device of number {made}")))?;
-    guardian.guard(number, backend)?;
+    guardian.guard(number, us, backend, when)?;
     Ok(number)
+}
+
+/// When the guardian disconnects the device of a daemon that is dead. A service manager
+/// starts another daemon, or sees to it itself: the guardian dies with the service.
+pub(super) fn when_dead(reattach_seconds: u64) -> When {
+    match reattach_seconds {
+        0 => When::AtOnce,
+        _ if service::is_there() => When::Never,
+        seconds => When::After(seconds),
+    }
+}
+
+fn no_device() -> Error {
+    Error::failed("the registry names no device")
+}
+
+/// Gives the kernel our socket for the device that a dead daemon has left: what that one
+/// had answered is all in the volume as it is now.
+async fn adopt(
+    nbd: &Arc<Nbd>,
+    volume: &Volume,
+    lease: &Lease,
+    device: &Device,
+    orphan: &Entry,
+    reattach_seconds: u64,
+    guardian: &mut Guardian,
+) -> Result<(NbdDevice, Transmission)> {
+    let number = orphan.nbd_device().ok_or_else(no_device)?;
+    let goes_on = lease.goes_on_from(&orphan.attachments);
+    let same = (device.size(), device.block_size()) == (orphan.size, orphan.block_size);
+    if !goes_on || !same {
+        // A file system must not go on with what is not what it wrote.
+        disconnect(nbd, number).await;
+        registry::remove(number);
+        let text = format!(
+            "volume {}: somebody else had it since its daemon died, so {number}, which waited for \
+             another one, was failed",
+            volume.name
+        );
+        return Err(Error::new(Exit::InUse, text)
+            .hint("unmount what was on it; then the volume can be attached again"));
+    }
+    let backend = registry::backend_of(&volume.name);
+    guardian.guard(
+        number,
+        orphan.connected_by,
+        &backend,
+        when_dead(reattach_seconds),
+    )?;
+    for _ in 0..ADOPTIONS {
+        let (ours, kernels) = socket_pair()?;
+        let transmission = Transmission::start(ours, device.clone(), volume);
+        let given = nbd.reconnect(number.index(), &backend, reattach_seconds, kernels.as_fd());
+        given.map_err(|error| Error::failed(format!("cannot take {number} over: {error}")))?;
+        drop(kernels);
+        sleep(ADOPTED_WITHIN).await;
+        // One that the kernel did not take is at its end at once.
+        if !transmission.task.is_finished() {
+            tracing::info!(device = %number, "taken over from the daemon that died");
+            return Ok((number, transmission));
+        }
+    }
+    Err(Error::failed(format!(
+        "cannot take {number} over: the kernel still has its old connection"
+    )))
 }
 
 fn refused(device: NbdDevice, error: &NetlinkError) -> Error {

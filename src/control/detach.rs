@@ -105,16 +105,20 @@ fn nap(time: Duration) {
 /// The daemon is dead: disconnects what is left of the device, and says how
 /// things stand.
 fn clean_up_after_death(device: NbdDevice, entry: &Entry, error: &io::Error) -> Result<()> {
-    if sysfs::connected_by(device) == Some(entry.pid) {
+    if sysfs::connected_by(device) == Some(entry.connected_by) {
         let nbd = Nbd::open().map_err(|error| Error::failed(error.to_string()))?;
         nbd.disconnect(device.index())
             .map_err(|error| Error::failed(error.to_string()))?;
     }
     registry::remove(device);
     let volume = &entry.volume;
+    let lost = match entry.reattach_seconds {
+        0 => "what was not flushed is lost",
+        _ => "what the journal has is stored when the volume is attached",
+    };
     Err(Error::failed(format!(
         "{device}: the daemon of volume {volume} (process {}) is dead: {error}. The device is \
-         released; what was not flushed is lost, and its container is still locked by {}",
+         released; {lost}, and its container is still locked by {}",
         entry.pid, entry.client
     ))
     .hint(way_back(volume, entry.format)))

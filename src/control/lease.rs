@@ -6,8 +6,8 @@
 use std::fs::File;
 use std::future::Future;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::time::sleep;
@@ -15,10 +15,11 @@ use tokio::time::sleep;
 use super::registry::{self, VolumeLock, unix_now};
 use super::reload::Reload;
 use super::{explain, open, standing};
-use crate::config::{Volume, format_size};
+use crate::config::{Flush, Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
 use crate::image::Image;
+use crate::image::log::format::AttachId;
 use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
@@ -45,6 +46,20 @@ pub(super) fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
     let (name, dirty) = (&volume.name, format_size(volume.dirty));
     let text = format!("volume {name}: dirty = \"{dirty}\" is less than four of its objects take");
     Err(Error::usage(text).hint(format!("it must be at least {}", format_size(least))))
+}
+
+/// Refuses a journal for format 1, which has none.
+pub(super) fn check_flush(volume: &Volume) -> Result<()> {
+    let name = &volume.name;
+    match volume.flush {
+        Flush::Swift => Ok(()),
+        Flush::Local => {
+            let text =
+                format!("volume {name}: flush = \"local\" needs format 2, and it is of format 1");
+            let hint = format!("`swiftnbd convert {name} NEW` makes a copy in format 2");
+            Err(Error::usage(text).hint(hint))
+        }
+    }
 }
 
 /// How a volume of this format that was not given back can be used again.
@@ -76,6 +91,12 @@ pub struct Lease {
     read_only: bool,
     /// The pause is over: nothing of an earlier holder can take effect any more.
     settled: AtomicBool,
+    /// Our attachment, in format 2.
+    attach: AttachId,
+    /// A person takes it from whoever has it.
+    takeover: bool,
+    /// Whose work ours goes on from, once it is open.
+    goes_on_from: OnceLock<AttachId>,
     _reload: Reload,
     machine: VolumeLock,
 }
@@ -97,6 +118,7 @@ impl Lease {
             let news = standing::may_claim(&**store, volume, client, lock, takeover).await?;
             return Ok(Lease {
                 shown: AtomicBool::new(false),
+                takeover,
                 news,
                 ..Lease::of(volume, container, reload, machine, Some(holder), there)
             });
@@ -172,6 +194,9 @@ impl Lease {
             pause: Duration::ZERO,
             read_only: volume.read_only,
             settled: AtomicBool::new(false),
+            attach: AttachId::random(),
+            takeover: false,
+            goes_on_from: OnceLock::new(),
             _reload: reload,
             machine,
         }
@@ -201,6 +226,7 @@ impl Lease {
         let volume = &self.volume;
         if let Format::Objects(layout) = &self.there.format {
             check_limits(volume, layout)?;
+            check_flush(volume)?;
         }
         if !self.pause.is_zero() {
             notice(&format!(
@@ -225,7 +251,7 @@ impl Lease {
                     notice(news);
                 }
                 let log = tokio::select! {
-                    log = open::live(volume, &self.machine, &self.container) => log?,
+                    log = open::live(volume, &self.machine, &self.container, self.attach, self.takeover) => log?,
                     () = &mut interrupted => return Err(ended()),
                 };
                 if let Err(error) = self.show().await {
@@ -234,6 +260,9 @@ impl Lease {
                 }
                 open::describe(volume, &self.container, &log, &self.there.format).await;
                 let block_size = log.geometry().block_size;
+                if let Some(before) = log.goes_on_from() {
+                    let _ = self.goes_on_from.set(before);
+                }
                 (Arc::new(log), block_size)
             }
         };
@@ -256,6 +285,17 @@ impl Lease {
             Err(error @ MetaError::Deleting) => Err(explain::meta(&self.volume, &error)),
             _ => Ok(()),
         }
+    }
+
+    /// Our attachment, in format 2.
+    pub fn attach(&self) -> AttachId {
+        self.attach
+    }
+
+    /// Whether the volume was, before us, as one of these attachments left it.
+    pub fn goes_on_from(&self, attachments: &[String]) -> bool {
+        let before = self.goes_on_from.get().map(AttachId::to_string);
+        before.is_some_and(|before| attachments.contains(&before))
     }
 
     /// The volume's name.

@@ -1,4 +1,4 @@
-//! The kernel's nbd driver over generic netlink: CONNECT, DISCONNECT.
+//! The kernel's nbd driver over generic netlink: CONNECT, RECONFIGURE, DISCONNECT.
 //!
 //! Source: `include/uapi/linux/nbd-netlink.h` and `drivers/block/nbd.c`. The
 //! driver kills a device's sockets when the netlink socket that connected it
@@ -34,6 +34,8 @@ pub enum NbdCmd {
     Connect = 1,
     /// `NBD_CMD_DISCONNECT`
     Disconnect = 2,
+    /// `NBD_CMD_RECONFIGURE`
+    Reconfigure = 3,
 }
 impl neli::consts::genl::Cmd for NbdCmd {}
 
@@ -87,6 +89,9 @@ pub struct Connect<'a> {
     pub block_size: u32,
     /// The transmission flags of the NBD protocol.
     pub server_flags: u16,
+    /// For how many seconds requests wait for [`Nbd::reconnect`] once the other end of
+    /// the socket is gone; 0: they fail.
+    pub dead_connection: u64,
     /// Names the backend; shown in `/sys/block/nbdN/backend`.
     pub backend: &'a str,
 }
@@ -148,7 +153,7 @@ impl Nbd {
         )?);
         // Always sent: teardown does not reset what an earlier user had set.
         attrs.push(attr(NbdAttr::Timeout, 0u64)?);
-        attrs.push(attr(NbdAttr::DeadConnTimeout, 0u64)?);
+        attrs.push(attr(NbdAttr::DeadConnTimeout, connect.dead_connection)?);
         attrs.push(attr(NbdAttr::ServerFlags, u64::from(connect.server_flags))?);
         attrs.push(attr(NbdAttr::ClientFlags, 0u64)?);
         attrs.push(sockets(socket)?);
@@ -157,6 +162,23 @@ impl Nbd {
         index.or(connect.index).ok_or_else(|| {
             NetlinkError::Broken("it did not say which device it connected".to_owned())
         })
+    }
+
+    /// Gives a device whose socket is dead another one. If none is dead, the driver drops
+    /// the new one without a word. `dead_connection` as in [`Connect`].
+    pub fn reconnect(
+        &self,
+        index: u32,
+        backend: &str,
+        dead_connection: u64,
+        socket: BorrowedFd<'_>,
+    ) -> Result<(), NetlinkError> {
+        let mut attrs = Attrs::new();
+        attrs.push(attr(NbdAttr::Index, index)?);
+        attrs.push(attr(NbdAttr::DeadConnTimeout, dead_connection)?);
+        attrs.push(sockets(socket)?);
+        attrs.push(attr(NbdAttr::BackendIdentifier, backend)?);
+        self.call(NbdCmd::Reconfigure, attrs).map(drop)
     }
 
     /// Disconnects a device. There is no busy check: what a file system on it has

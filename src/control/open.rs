@@ -2,14 +2,19 @@
 //!
 //! Knows: what a user may have set wrong. Does not know: what the volume is opened for.
 
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::registry::{VolumeLock, host_name, unix_now};
-use super::{explain, passphrase};
-use crate::config::{Volume, format_size};
+use super::registry::{VolumeLock, host_name, identity, unix_now};
+use super::{explain, passphrase, sysfs};
+use crate::config::{Flush, Volume, format_size};
 use crate::error::{Error, Result};
 use crate::image::Image;
+use crate::image::log::format::AttachId;
+use crate::image::log::journal::file::FileShelf;
+use crate::image::log::journal::{Journaling, Shelf};
 use crate::image::log::lease::Terms;
 use crate::image::log::{self, Limits, Log, Who};
 use crate::image::meta::{self, Format};
@@ -18,11 +23,80 @@ use crate::store::ObjectStore;
 
 /// Who we are to a log, from now on.
 pub fn who(volume: &Volume) -> Who {
+    attachment(volume, Flush::Swift, false)
+}
+
+/// The same; `flush` is what flushes wait for.
+fn attachment(volume: &Volume, flush: Flush, give_up: bool) -> Who {
+    let shelf: Arc<dyn Shelf> = Arc::new(journal(volume));
     Who {
+        journaling: Journaling {
+            shelf: Some(shelf),
+            wanted: flush == Flush::Local && !volume.read_only,
+            give_up,
+        },
         terms: Terms::new(u32::try_from(volume.lease.as_secs()).unwrap_or(Terms::MOST)),
         ..Who::new(host_name(), unix_now())
     }
 }
+
+/// Where the volume's journal is on this machine.
+pub fn journal(volume: &Volume) -> FileShelf {
+    FileShelf::new(journal_path(volume))
+}
+
+fn journal_path(volume: &Volume) -> PathBuf {
+    if let Some(path) = &volume.journal {
+        return path.clone();
+    }
+    // Its name for people, and what tells it from another account's.
+    let safe = |c: char| {
+        if c.is_ascii_alphanumeric() || "-_.".contains(c) {
+            c
+        } else {
+            '-'
+        }
+    };
+    let name: String = volume.name.chars().map(safe).take(100).collect();
+    let file = format!("{name}-{}.journal", &identity(volume)[..8]);
+    journals().join(file)
+}
+
+/// Where journals are that the configuration does not place.
+fn journals() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    if !nix::unistd::geteuid().is_root() {
+        if let Some(own) = variable("XDG_STATE_HOME") {
+            return PathBuf::from(own).join("swiftnbd");
+        }
+        if let Some(home) = variable("HOME") {
+            return PathBuf::from(home).join(".local/state/swiftnbd");
+        }
+    }
+    PathBuf::from(JOURNALS)
+}
+
+/// The journal's disk must not be a device of ours: it would wait for itself.
+fn check_journal(volume: &Volume) -> Result<()> {
+    let path = journal_path(volume);
+    let there = path.ancestors().find_map(|path| path.metadata().ok());
+    match there {
+        Some(place) if nix::sys::stat::major(place.dev()) == sysfs::NBD_MAJOR => {
+            let text = format!(
+                "volume {}: its journal {} is on a network block device",
+                volume.name,
+                path.display()
+            );
+            let hint = "it has to be on a disk of this machine: name one with journal in the \
+                        configuration";
+            Err(Error::usage(text).hint(hint))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Where a system keeps what must outlive a restart.
+const JOURNALS: &str = "/var/lib/swiftnbd";
 
 /// How long a command waits for an object that must be there and is not found, at each
 /// read. A device waits for as long as its `io_timeout` says.
@@ -36,14 +110,37 @@ pub async fn log(volume: &Volume, machine: &VolumeLock, container: &Container) -
         container,
         &container.diligent,
         Some(PATIENCE),
+        who(volume),
     )
     .await
 }
 
-/// The same for a device.
-pub async fn live(volume: &Volume, machine: &VolumeLock, container: &Container) -> Result<Log> {
+/// The same for a device, as this attachment; `give_up`: what a journal has that is not
+/// to be had.
+pub async fn live(
+    volume: &Volume,
+    machine: &VolumeLock,
+    container: &Container,
+    attach: AttachId,
+    give_up: bool,
+) -> Result<Log> {
     let patience = volume.io_timeout;
-    open(volume, machine, container, &container.patient, patience).await
+    if volume.flush == Flush::Local {
+        check_journal(volume)?;
+    }
+    let who = Who {
+        attach,
+        ..attachment(volume, volume.flush, give_up)
+    };
+    open(
+        volume,
+        machine,
+        container,
+        &container.patient,
+        patience,
+        who,
+    )
+    .await
 }
 
 async fn open(
@@ -52,13 +149,14 @@ async fn open(
     container: &Container,
     live: &Arc<dyn ObjectStore>,
     patience: Option<Duration>,
+    who: Who,
 ) -> Result<Log> {
     check_limits(volume)?;
     let passphrase = passphrase::of(volume)?;
     let passphrase = passphrase.as_ref();
     let who = Who {
         dead: machine.dead(),
-        ..who(volume)
+        ..who
     };
     machine.remember(who.attach)?;
     let opened = stack::log(volume, container, live, patience, passphrase, who).await;
@@ -74,6 +172,7 @@ pub async fn could(volume: &Volume, container: &Container) -> Result<(u64, u32)>
     match &there.format {
         Format::Objects(layout) => {
             super::lease::check_limits(volume, layout)?;
+            super::lease::check_flush(volume)?;
             Ok((there.format.size(), there.format.block_size()))
         }
         Format::Log { .. } => {

@@ -16,6 +16,7 @@ use md5::{Digest, Md5};
 use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
+use super::sysfs;
 use crate::config::{Backend, NbdDevice, Volume, parse_device};
 use crate::error::{Error, Exit, Result};
 use crate::image::Stats;
@@ -52,6 +53,20 @@ pub struct Entry {
     pub client: String,
     /// The volume's format, 1 or 2.
     pub format: u8,
+    /// The process id that the kernel shows: of the daemon that connected the device.
+    #[serde(default)]
+    pub connected_by: u32,
+    /// The attachments that the device had, in hexadecimal digits: what it was answered
+    /// is in the volume as one of these left it, and in its journal.
+    #[serde(default)]
+    pub attachments: Vec<String>,
+    /// For how many seconds the kernel waits for another daemon, should this one die; 0:
+    /// not at all.
+    #[serde(default)]
+    pub reattach_seconds: u64,
+    /// When the unit of a dead daemon first found it dead, in Unix seconds.
+    #[serde(default)]
+    pub orphaned: Option<u64>,
 }
 
 /// A request on a control socket.
@@ -328,6 +343,22 @@ pub fn identity(volume: &Volume) -> String {
 }
 
 impl Entry {
+    /// Whether the device is still the one that was connected for it.
+    pub fn is_connected(&self) -> bool {
+        let Some(device) = self.nbd_device() else {
+            return false;
+        };
+        let backend = backend_of(&self.volume);
+        sysfs::connected_by(device) == Some(self.connected_by)
+            && sysfs::backend(device).is_none_or(|found| found == backend)
+    }
+
+    /// Whether its daemon is dead and the kernel waits for another one.
+    pub fn is_orphaned(&self) -> bool {
+        let alive = |device| Client::connect(device).is_ok();
+        self.reattach_seconds > 0 && self.is_connected() && !self.nbd_device().is_some_and(alive)
+    }
+
     /// The device's number, if the entry is whole.
     pub fn nbd_device(&self) -> Option<NbdDevice> {
         parse_device(&self.device).ok()
@@ -364,6 +395,17 @@ pub fn remove(device: NbdDevice) {
             tracing::warn!(path = %path.display(), %error, "cannot remove");
         }
     }
+}
+
+/// What the kernel shows as the backend of a volume's device.
+pub fn backend_of(volume: &str) -> String {
+    format!("swiftnbd:{volume}")
+}
+
+/// The device of this volume whose daemon is dead, if the kernel waits for another one.
+pub fn orphan(volume: &str) -> Option<Entry> {
+    let mut entries = entries().into_iter();
+    entries.find(|entry| entry.volume == volume && entry.is_orphaned())
 }
 
 /// Everything that is registered, in the order of the devices' numbers.

@@ -15,7 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio::time::sleep;
 
 use super::attachment::{Attachment, Transmission};
-use super::daemon::{Reporter, metrics_of, runtime, to_the_end};
+use super::daemon::{Reporter, metrics_of, runtime, to_the_end, when_dead};
 use super::guardian::Guardian;
 use super::handover::{self, Passed, State, Told};
 use super::lease::Lease;
@@ -172,12 +172,23 @@ fn go_on(
         let entry = Entry {
             pid: std::process::id(),
             format: lease.format(),
+            // The process is the one that connected it.
+            connected_by: match state.entry.connected_by {
+                0 => std::process::id(),
+                pid => pid,
+            },
+            attachments: vec![lease.attach().to_string()],
+            reattach_seconds: match device.stats().log.and_then(|log| log.journal) {
+                Some(journal) if journal.relied_on => state.entry.reattach_seconds,
+                _ => 0,
+            },
             ..state.entry.clone()
         };
         entry.write(number)?;
         let guards = guardian.take();
         let mut guardian = guards.ok_or_else(|| Error::failed("there is no guardian"))?;
-        guardian.guard(number, &state.backend)?;
+        let when = when_dead(entry.reattach_seconds);
+        guardian.guard(number, entry.connected_by, &state.backend, when)?;
         // From here on nothing leads back, and nothing fails.
         let attachment = Attachment {
             number,

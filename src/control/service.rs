@@ -36,6 +36,11 @@ pub fn begin() {
     });
 }
 
+/// Whether a service manager has started this process.
+pub fn is_there() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some()
+}
+
 /// What is being done, for `systemctl status`.
 pub fn status(text: &str) {
     // A line break would begin another message.

@@ -243,7 +243,7 @@ impl Session {
             Ok(Err(error)) => tracing::error!(device = %number, %error, "transmission failed"),
             Err(error) => tracing::error!(device = %number, %error, "transmission died"),
         }
-        let ours = sysfs::connected_by(number) == Some(std::process::id());
+        let ours = sysfs::connected_by(number) == Some(self.shared.entry.connected_by);
         if ours && !self.shared.disconnected.load(Ordering::Acquire) {
             self.shared.disconnect().await;
         }
@@ -428,7 +428,7 @@ impl Shared {
     }
 
     async fn flush(&self) -> Result<()> {
-        let flushed = self.device.flush().await;
+        let flushed = self.device.flush_to_store().await;
         flushed.map_err(|error| explain::device(&error))
     }
 

@@ -4,11 +4,13 @@
 //! and what it is worth, which is [the lease's](crate::image::log::lease). What is
 //! found here is a courtesy: no promise relies on it.
 
-use super::explain;
 use super::registry::{VolumeLock, host_name};
+use super::{explain, open};
 use crate::config::Volume;
 use crate::error::{Error, Exit, Result};
+use crate::image::log;
 use crate::image::log::format::claim::Claim;
+use crate::image::log::journal::replay;
 use crate::image::log::lease::{self, Standing, wait_for};
 use crate::image::meta::{Holder, MetaError};
 use crate::store::ObjectStore;
@@ -45,7 +47,8 @@ pub async fn may_claim(
             waiting(claim)
         )));
     }
-    if standing.has_journal() || claim.lease.is_none() {
+    let journal_is_elsewhere = standing.has_journal() && !journal_is_here(store, volume).await?;
+    if journal_is_elsewhere || claim.lease.is_none() {
         return Err(held(
             volume,
             claim,
@@ -66,6 +69,15 @@ pub async fn may_claim(
         "volume {name}: {host} did not give it back, and is not heard of any more{}",
         waiting(claim)
     )))
+}
+
+/// Whether a journal of this volume is on this machine; only who opens the volume can tell
+/// whether it is the one that is needed.
+async fn journal_is_here(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
+    let seen = log::look(store).await;
+    let seen = seen.map_err(|error| explain::log(volume, &error))?;
+    let found = replay::look(&open::journal(volume), seen.volume).await;
+    Ok(found.is_ok_and(|found| found.is_some_and(|found| found.head.is_ok())))
 }
 
 fn waiting(claim: &Claim) -> String {

@@ -11,7 +11,7 @@ use crate::config::NbdDevice;
 use crate::error::{Error, Exit, Result};
 
 /// Major number of nbd devices; `Documentation/admin-guide/devices.txt`.
-const NBD_MAJOR: u64 = 43;
+pub const NBD_MAJOR: u64 = 43;
 
 /// The most bytes that the kernel may put into one request, in KiB. It starts at
 /// 128 on older kernels, which cuts a large write into many small ones.

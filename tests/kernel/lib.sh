@@ -110,7 +110,8 @@ elsewhere() {
     ' bash "$TEST_SWIFTNBD" "${options[@]}" "$@"
 }
 
-# volumes dir|swift NAME...: write the configuration.
+# volumes dir|swift NAME...: write the configuration; with journals in $journals, if that
+# is set.
 volumes() {
     { local -; set +x; } 2>/dev/null
     local where=$1 name
@@ -123,6 +124,8 @@ volumes() {
         for name; do
             printf '\n[volumes.%s]\n' "$name"
             [[ ! ${lease:-} ]] || printf 'lease = "%s"\n' "$lease"
+            [[ ! ${journals:-} ]] ||
+                printf 'flush = "local"\njournal = "%s/%s.journal"\n' "$journals" "$name"
             [[ $where == swift ]] || printf 'store = "dir:%s"\n' "$work/store"
         done
     } >"$config"

@@ -3,17 +3,23 @@
 # starts again: attach (in format 1 after unlock), mount with a clean replay of the journal, every
 # fsynced file is intact, the check of the file system finds nothing, and it goes
 # on being written. One cut hits all three, each in the middle of its own work.
+# `local`: format 2, and what was fsynced is in a journal on ext4 on the machine's own disk.
 #
 # This script runs from the beginning after each cut; TEST_BOOT counts. TEST_SEED
 # chooses the moments. What must outlive the machine is synced to TEST_DIR.
-# cases: format1 format2
+# cases: format1 format2 local
 # full: format1
 # needs: swift cuts mem=1536M timeout=800
+# local needs: disk=2G
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 cuts=2
 if [[ $full ]]; then cuts=10; fi
+if [[ $TEST_CASE == local ]]; then
+    cuts=3
+    if [[ $full ]]; then cuts=20; fi
+fi
 kinds=(ext4 xfs btrfs)
 declare -A size=([ext4]=128M [xfs]=320M [btrfs]=256M) device=() writers=()
 
@@ -210,6 +216,14 @@ recover() {
 # ---- the boots ----
 
 format=${TEST_CASE#format}
+if [[ $TEST_CASE == local ]]; then
+    format=2
+    # shellcheck disable=SC2034
+    journals=$work/disk
+    mkdir "$journals"
+    ((TEST_BOOT > 1)) || mkfs.ext4 -q /dev/ubda
+    mount /dev/ubda "$journals"
+fi
 # shellcheck disable=SC2034
 lease=5s
 volumes swift "${kinds[@]}"
@@ -260,4 +274,8 @@ for kind in "${kinds[@]}"; do
     swiftnbd detach "$kind"
     equal "lock of $kind" "$(lock_of "$kind")" unlocked
 done
+if [[ $TEST_CASE == local ]]; then
+    equal journals "$(find "$journals" -name '*.journal*')" ''
+    umount "$journals"
+fi
 no_processes

@@ -242,6 +242,7 @@ pub struct Log {
     engine: Arc<Engine>,
     ranges: Ranges,
     data_key: Option<DataKey>,
+    goes_on_from: Option<AttachId>,
     key: Mutex<u32>,
     closed: AtomicBool,
     to_delete: mpsc::UnboundedSender<Dead>,
@@ -467,9 +468,11 @@ impl Log {
         let at = recovery::replay(store, &engine, root, later).await?;
         recovery::is_ours(store, epoch, who).await?;
         let previous = Some((root.epoch, root.n, found.hash));
+        let needed = take::needed(named);
         let named = taken
             .as_ref()
             .map(|taken| (taken.journal.id(), taken.position));
+        let lost = needed.is_some() && needed != named.map(|(id, _)| id);
         let last = recovery::pin(store, &engine, previous, at, root.key, named).await?;
         let (to_delete, dead) = mpsc::unbounded_channel();
         let tasks = &engine.tasks;
@@ -492,6 +495,7 @@ impl Log {
             engine,
             ranges: Ranges::default(),
             data_key: found.data_key,
+            goes_on_from: (!lost).then_some(found.root.attach),
             key: Mutex::new(key),
             closed: AtomicBool::new(false),
             to_delete,
@@ -535,6 +539,12 @@ impl Log {
     /// The number of this attachment.
     pub fn epoch(&self) -> u32 {
         self.engine.epoch
+    }
+
+    /// The attachment that it goes on from: what that one left is what this one found.
+    /// `None`: what its journal had was given up.
+    pub fn goes_on_from(&self) -> Option<AttachId> {
+        self.goes_on_from
     }
 
     /// Whether it is encrypted.
