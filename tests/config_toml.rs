@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use config_dir::{assert_says, load_toml, v1};
-use swiftnbd::config::{Backend, NbdDevice, Volume};
+use swiftnbd::config::{Backend, Flush, NbdDevice, Volume};
 use swiftnbd::credentials::Passphrase;
 use swiftnbd::error::{Error, Exit};
 
@@ -45,6 +45,8 @@ fn defaults() {
     assert_eq!((volume.cache, volume.dirty), (64 << 20, 64 << 20));
     assert_eq!((volume.map, volume.passphrase), (32 << 20, None));
     assert_eq!(volume.io_timeout, None);
+    assert_eq!((volume.flush, &volume.journal), (Flush::Swift, &None));
+    assert_eq!(volume.reattach_timeout, Duration::from_secs(120));
     let (auth_url, username, password) = v1(&volume.backend);
     assert_eq!(auth_url, "https://swift.example/auth/v1.0");
     assert_eq!(username, "account:user");
@@ -64,7 +66,9 @@ fn every_key() {
         map = "2MiB"
         passphrase_file = "/etc/swiftnbd/v.pass"
         io_timeout = "5m"
-        flush = "swift"
+        flush = "local"
+        journal = "/var/journal"
+        reattach_timeout = "90s"
         password = "other"
         username = "account:other"
         "#,
@@ -77,6 +81,9 @@ fn every_key() {
     let file = Passphrase::File("/etc/swiftnbd/v.pass".into());
     assert_eq!(volume.passphrase, Some(file));
     assert_eq!(volume.io_timeout, Some(Duration::from_secs(300)));
+    assert_eq!(volume.flush, Flush::Local);
+    assert_eq!(volume.journal, Some("/var/journal".into()));
+    assert_eq!(volume.reattach_timeout, Duration::from_secs(90));
     let (auth_url, username, password) = v1(&volume.backend);
     assert_eq!(auth_url, "https://swift.example/auth/v1.0");
     assert_eq!((username, password.expose()), ("account:other", "other"));
@@ -247,12 +254,14 @@ fn wrong_values_say_why() {
         ("container = \"a/b\"", "contains a '/'", ""),
         ("container = \"\"", "empty", ""),
         ("container = \"..\"", "no names", ""),
+        ("flush = \"none\"", "must be \"swift\" or \"local\"", ""),
+        ("journal = 1", "a path in quotes", ""),
         (
-            "flush = \"local\"",
-            "not available in this version",
-            "flush = \"swift\"",
+            "reattach_timeout = \"2h\"",
+            "0 (not at all) to 3600 seconds",
+            "",
         ),
-        ("flush = \"none\"", "must be \"swift\"", ""),
+        ("reattach_timeout = \"100ms\"", "", ""),
         ("store = \"dir:relative\"", "absolute path", ""),
         ("store = \"/var/lib\"", "dir:PATH", ""),
         (

@@ -22,7 +22,7 @@ use swiftnbd::image::log::format::root::{Compression, Geometry, Location, Root};
 use swiftnbd::image::log::format::seal::{Cipher, Kind};
 use swiftnbd::image::log::format::segment::Header;
 use swiftnbd::image::log::format::tables::{Era, MapBuilder, MapRow, PageRow, SegmentRow, Tables};
-use swiftnbd::image::log::format::{Damage, VolumeId, frame, page};
+use swiftnbd::image::log::format::{Damage, JournalId, VolumeId, frame, page};
 
 type Decode = Box<dyn Fn(&Bytes) -> Result<String, Damage>>;
 
@@ -217,6 +217,7 @@ fn sample_root(n: u32) -> Root {
         previous: Some((4, 9, [4; 16])),
         tables,
         key: 0,
+        journal: (n > 0).then_some((JournalId([9; 16]), 4096)),
     }
 }
 
@@ -432,9 +433,8 @@ fn an_unknown_feature_of_a_root_is_unknown() {
     let body = sample_root(0).encode(VOLUME, &Cipher::Plain, &name);
     let payload = &body[32..body.len() - 4];
     let end = payload.len();
-    // Features, the page's size, the logical block, compression, journal, parent,
-    // snapshots.
-    for at in [0, 7, 8, 44, 48, end - 30, end - 14, end - 6, end - 4] {
+    // Features, the page's size, the logical block, compression, parent, snapshots.
+    for at in [0, 7, 8, 44, 48, end - 6, end - 4] {
         let mut payload = payload.to_vec();
         payload[at] ^= 0x40;
         let body = plain_object(Kind::Root, VOLUME, &name, &payload);
@@ -451,14 +451,8 @@ fn an_unknown_feature_of_a_root_is_unknown() {
         Header::decode(&name, VOLUME, &Cipher::Plain, &body).map(|_| ())
     };
     assert_eq!(decode(&payload), Ok(()));
-    for at in [0, 53] {
-        let mut payload = payload.clone();
-        payload[at] = 2;
-        assert!(
-            matches!(decode(&payload), Err(Damage::Unknown(_))),
-            "byte {at}"
-        );
-    }
+    payload[0] = 2;
+    assert!(matches!(decode(&payload), Err(Damage::Unknown(_))));
 }
 
 proptest! {

@@ -209,6 +209,18 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
             log.lease_seconds,
         ),
         (
+            "journal_bytes",
+            "gauge",
+            "Bytes in the journal that may not be in the store yet; 0 without one.",
+            log.journal.map_or(0, |journal| journal.used_bytes),
+        ),
+        (
+            "journal_relied_on",
+            "gauge",
+            "1 while flushes are answered from the journal; 0 without one, or when its disk failed.",
+            log.journal.is_some_and(|journal| journal.relied_on).into(),
+        ),
+        (
             "epoch",
             "gauge",
             "The number of this attachment.",

@@ -81,6 +81,8 @@ struct Shared {
     writing_out: Arc<Semaphore>,
     /// DISCONNECT was sent.
     disconnected: AtomicBool,
+    /// The registry says that no other daemon can go on with the device.
+    alone: AtomicBool,
     /// Held by whoever ends the device's service here: a detach, or a restart.
     ending: Arc<Mutex<()>>,
     /// Restarts that are ready, for the one task that can carry them out.
@@ -138,6 +140,7 @@ impl Session {
             clients: Semaphore::new(MAX_CLIENTS),
             writing_out: Arc::new(Semaphore::new(1)),
             disconnected: AtomicBool::new(false),
+            alone: AtomicBool::new(false),
             ending: Arc::default(),
             restarts: restart,
             store: lease.store(),
@@ -227,6 +230,7 @@ impl Session {
                 Some(_) = leaving.join_next() => {}
                 _ = telling.tick(), if leaving.is_empty() => {
                     service::status(&self.shared.sentence());
+                    self.shared.look_after_journal();
                 }
                 () = self.signals.recv() => self.shared.leave.notify_one(),
                 () = self.shared.leave.notified() => {
@@ -305,6 +309,23 @@ impl Shared {
         if matches!(response, Response::Detached { .. }) {
             // Its end tells the client that the process has ended.
             std::mem::forget(stream);
+        }
+    }
+
+    /// A device whose journal has failed is not to go on with another daemon, for that
+    /// one could not know what this one has answered.
+    fn look_after_journal(&self) {
+        let journal = self.device.stats().log.and_then(|log| log.journal);
+        let failed = journal.is_some_and(|journal| !journal.relied_on);
+        if !failed || self.alone.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let entry = Entry {
+            reattach_seconds: 0,
+            ..self.entry.clone()
+        };
+        if let Err(error) = entry.write(self.number) {
+            tracing::error!(device = %self.number, "{}", error.message);
         }
     }
 

@@ -157,7 +157,8 @@ expect 1 swiftnbd attach vol
 contains "$err" "$journal" 'another volume'
 cp "$work/whole" "$journal"
 # The first of its entries that Swift does not have.
-at=$(grep -abo xxxxxxxx "$journal" | head -n 1 | cut -d : -f 1)
+grep -abo xxxxxxxx "$journal" >"$work/places"
+at=$(head -n 1 "$work/places" | cut -d : -f 1)
 printf 'Z' | dd of="$journal" bs=1 seek=$((at + 100)) conv=notrunc status=none
 expect 1 swiftnbd attach vol
 contains "$err" "$journal" damaged --takeover
@@ -172,7 +173,12 @@ equal 'block 6' "$(block 6)" x
 equal 'block 8' "$(block 8)" x
 equal 'block 9' "$(block 9)" y
 
+# Then Swift has it, too.
+expect 0 swiftnbd detach vol
+
 : another machine takes it without the journal, as announced
+expect 0 swiftnbd attach vol
+D=$out
 pid=$(pid_of vol)
 lab freeze proxy
 head -c 4096 /dev/zero | tr '\0' q |

@@ -13,7 +13,7 @@ use swiftnbd::image::log::format::root::{Compression, Geometry, Location, Root};
 use swiftnbd::image::log::format::seal::Cipher;
 use swiftnbd::image::log::format::segment::{Builder, Built, Plan, Source};
 use swiftnbd::image::log::format::tables::{Era, MapRow, PageRow, SegmentRow, Tables};
-use swiftnbd::image::log::format::{AttachId, BLOCK, PAGE_BLOCKS, VolumeId};
+use swiftnbd::image::log::format::{AttachId, BLOCK, JournalId, PAGE_BLOCKS, VolumeId};
 
 pub const VOLUME: VolumeId = VolumeId(*b"the volume's id.");
 pub const ATTACH: AttachId = AttachId(*b"an attachment id");
@@ -302,6 +302,7 @@ pub fn roots() -> impl Strategy<Value = Root> {
                         length,
                     },
                     key: 0,
+                    journal: (epoch % 2 == 0).then_some((JournalId(attach.0), next_k)),
                 }
             },
         )
