@@ -9,8 +9,10 @@ use std::time::Duration;
 
 use crate::config::{Backend, Volume};
 use crate::image::log::format::keys::Passphrase;
+use crate::image::log::lease::Lease;
 use crate::image::log::{self, Log, LogError, Who};
 use crate::image::objects::layout::Layout;
+use crate::image::objects::lease::Leased;
 use crate::image::objects::{Limits, Objects};
 use crate::store::dir::DirStore;
 use crate::store::retry::{Policy, Retry};
@@ -30,6 +32,8 @@ pub struct Container {
     /// For a live device: everything is waited out, for as long as the user's
     /// `io_timeout` allows.
     pub patient: Arc<dyn ObjectStore>,
+    /// One attempt at each request.
+    once: Arc<dyn ObjectStore>,
     /// The part that logs in, if there is one, and the part that waits for it.
     swift: Option<SwiftStore>,
     retry: Retry,
@@ -64,13 +68,14 @@ pub fn container(volume: &Volume) -> Result<Container, StoreError> {
             (Arc::new(swift.clone()), Some(swift))
         }
     };
-    let impatient = Retry::new(once, Policy::attach(), fastrand::Rng::new());
+    let impatient = Retry::new(Arc::clone(&once), Policy::attach(), fastrand::Rng::new());
     let patient = impatient.with_policy(Policy::live(volume.io_timeout));
     let diligent = impatient.with_policy(Policy::transfer());
     Ok(Container {
         impatient: Arc::new(impatient.clone()),
         diligent: Arc::new(diligent),
         patient: Arc::new(patient),
+        once,
         swift,
         retry: impatient,
     })
@@ -84,6 +89,17 @@ pub fn objects(volume: &Volume, live: &Arc<dyn ObjectStore>, layout: Layout) -> 
         dirty: volume.dirty,
     };
     Objects::start(Arc::clone(live), layout, limits)
+}
+
+/// The same under a lease, for a live device. Within a tokio runtime.
+pub fn leased(volume: &Volume, container: &Container, layout: Layout, lease: Lease) -> Leased {
+    let policy = Policy::live(volume.io_timeout);
+    let once = Arc::clone(&container.once);
+    Leased::start(lease, once, |gate| {
+        let live = container.retry.with_inner(Arc::new(gate));
+        let live: Arc<dyn ObjectStore> = Arc::new(live.with_policy(policy));
+        objects(volume, &live, layout)
+    })
 }
 
 /// Opens the volume of format 2 over its container; `live` is the store that it uses

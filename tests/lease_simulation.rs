@@ -243,7 +243,7 @@ impl Host {
             pinned -= 1;
         }
         let below = recovery::claims(&**store, pinned.max(1)..highest + 1).await?;
-        let lease = Lease::claim(Arc::clone(store), VOLUME, highest, below, &who).await?;
+        let lease = Lease::claim(Arc::clone(store), VOLUME, highest, below, &who, 0).await?;
         let lease = Arc::new(lease);
         let deciding = async {
             lease.wait_out(&who).await?;

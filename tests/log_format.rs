@@ -178,7 +178,7 @@ fn what_a_later_version_may_mean_is_unknown() {
         Claim::decode(&names::epoch(1), &body),
         Err(Damage::Unknown(_))
     ));
-    for (at, value) in [(8, 9), (8, 0), (9, 1), (9, 3), (10, 2), (11, 0x80)] {
+    for (at, value) in [(8, 11), (8, 0), (9, 1), (9, 3), (10, 2), (11, 0x80)] {
         let mut body = body.to_vec();
         body[at] = value;
         let damage = claim::kind(&body.into()).unwrap_err();

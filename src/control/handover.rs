@@ -512,6 +512,10 @@ mod tests {
             since: 2,
             client: "host:1@2".into(),
             format: 2,
+            connected_by: 7,
+            attachments: Vec::new(),
+            reattach_seconds: 0,
+            orphaned: None,
         };
         let global = Global {
             config: None,

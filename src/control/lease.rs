@@ -1,7 +1,7 @@
 //! The right to use a volume, as the commands see it. On one machine that is a lock
-//! file. Beyond it: in format 1 the original's lock in the container's metadata; in
-//! format 2 the [lease](crate::image::log::lease), which whoever opens the volume takes,
-//! and the original's lock shows who that is.
+//! file. Beyond it the lease ([format 2](crate::image::log::lease),
+//! [format 1](crate::image::objects::lease)), which whoever opens the volume takes; the
+//! original's lock shows who that is, and in format 1 keeps the original's tools out.
 
 use std::fs::File;
 use std::future::Future;
@@ -19,10 +19,12 @@ use crate::config::{Flush, Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
 use crate::image::Image;
+use crate::image::log::Who;
 use crate::image::log::format::AttachId;
 use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
+use crate::image::objects::lease::Before;
 use crate::stack::{self, Container};
 use crate::store::{ErrorKind, ObjectStore};
 
@@ -64,13 +66,13 @@ pub(super) fn check_flush(volume: &Volume) -> Result<()> {
 
 /// How a volume of this format that was not given back can be used again.
 pub fn way_back(volume: &str, format: u8) -> String {
-    match format {
-        1 => format!("`swiftnbd unlock {volume}` makes it usable again"),
-        _ => format!(
-            "`swiftnbd attach {volume}` takes it up again: here at once, elsewhere when its lease \
-             has run out"
-        ),
-    }
+    let here = match format {
+        1 => "here after half a minute",
+        _ => "here at once",
+    };
+    format!(
+        "`swiftnbd attach {volume}` takes it up again: {here}, elsewhere when its lease has run out"
+    )
 }
 
 /// A volume that is ours to use.
@@ -91,8 +93,10 @@ pub struct Lease {
     read_only: bool,
     /// The pause is over: nothing of an earlier holder can take effect any more.
     settled: AtomicBool,
-    /// Our attachment, in format 2.
+    /// Our attachment.
     attach: AttachId,
+    /// It goes on from the program before, all of whose requests have ended.
+    resumed: bool,
     /// A person takes it from whoever has it.
     takeover: bool,
     /// Whose work ours goes on from, once it is open.
@@ -102,13 +106,12 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// Takes a volume, or says who has it. In format 2 it is claimed only when it is
-    /// opened; `takeover`: whoever has it.
+    /// Takes a volume, or says who has it. It is claimed only when it is opened;
+    /// `takeover`: whoever has it.
     pub async fn take(volume: &Volume, takeover: bool) -> Result<Lease> {
         let container = super::container(volume)?;
         let reload = Reload::on_hangup(volume, &container)?;
         let store = &container.impatient;
-        let read_only = volume.read_only;
         let machine = registry::lock_volume(volume)?;
         let holder = Holder::new(&registry::host_name(), std::process::id(), unix_now());
         let explained = |error| explain::meta(volume, &error);
@@ -123,34 +126,49 @@ impl Lease {
                 ..Lease::of(volume, container, reload, machine, Some(holder), there)
             });
         }
-        if takeover {
-            let text = format!(
-                "volume {}: it is of format 1, which has no lease",
-                volume.name
-            );
-            return Err(Error::usage(text).hint(format!(
-                "if its holder is dead, and only then: `swiftnbd unlock {}`",
-                volume.name
-            )));
-        }
-        let (there, holder) = match meta::lock(&**store, &holder).await {
-            Ok(there) => (there, Some(holder)),
-            Err(MetaError::Store(error)) if read_only && error.kind == ErrorKind::Denied => {
-                tracing::warn!(
-                    volume = volume.name,
-                    "this account may not lock the volume; if somebody writes to it meanwhile, \
-                     what is read here may be a mixture"
-                );
-                (there, None)
+        let client = there.client.as_ref();
+        let before = Before::find(&**store).await;
+        let before = before.map_err(|error| explain::log(volume, &error))?;
+        let news = match client {
+            // The original's, an older program's, or a person's: it does not run out.
+            Some(client) if !before.is_of(&client.0) => {
+                return Err(explained(MetaError::Locked(client.clone())));
             }
-            Err(error) => return Err(explained(error)),
+            client => {
+                let lock = Some(&machine);
+                standing::may_claim(&**store, volume, client, lock, takeover).await?
+            }
         };
-        let pause = match unlocked_lately(there.unlocked) {
-            true => store.linger(),
-            false => Duration::ZERO,
+        let mut there = there;
+        let (holder, shown) = match &there.client {
+            // It stays until nothing of theirs can take effect any more.
+            Some(_) => (Some(holder), false),
+            None => match meta::lock(&**store, &holder).await {
+                Ok(_) => {
+                    there.client = Some(holder.clone());
+                    (Some(holder), true)
+                }
+                Err(MetaError::Store(error))
+                    if volume.read_only && error.kind == ErrorKind::Denied =>
+                {
+                    tracing::warn!(
+                        volume = volume.name,
+                        "this account may not lock the volume; if somebody writes to it meanwhile, \
+                         what is read here may be a mixture"
+                    );
+                    (None, false)
+                }
+                Err(error) => return Err(explained(error)),
+            },
         };
         Ok(Lease {
-            pause,
+            shown: AtomicBool::new(shown),
+            takeover,
+            news,
+            pause: match unlocked_lately(there.unlocked) {
+                true => store.linger(),
+                false => Duration::ZERO,
+            },
             ..Lease::of(volume, container, reload, machine, holder, there)
         })
     }
@@ -172,7 +190,10 @@ impl Lease {
             let text = format!("volume {}: somebody has unlocked it meanwhile", volume.name);
             return Err(Error::new(Exit::InUse, text));
         }
-        Ok(Lease::of(volume, container, reload, machine, holder, there))
+        Ok(Lease {
+            resumed: true,
+            ..Lease::of(volume, container, reload, machine, holder, there)
+        })
     }
 
     /// One that `holder` shows already, and that waits for nothing.
@@ -195,6 +216,7 @@ impl Lease {
             read_only: volume.read_only,
             settled: AtomicBool::new(false),
             attach: AttachId::random(),
+            resumed: false,
             takeover: false,
             goes_on_from: OnceLock::new(),
             _reload: reload,
@@ -240,11 +262,16 @@ impl Lease {
                 () = &mut interrupted => return Err(ended()),
             }
         }
-        let live = &self.container.patient;
         let (image, block_size): (Arc<dyn Image>, u32) = match self.there.format {
             Format::Objects(layout) => {
-                let image = stack::objects(volume, live, layout);
-                (Arc::new(image), self.there.format.block_size())
+                if let Some(news) = &self.news {
+                    notice(news);
+                }
+                let leased = tokio::select! {
+                    leased = self.open_objects(layout, &notice) => leased?,
+                    () = &mut interrupted => return Err(ended()),
+                };
+                (leased, self.there.format.block_size())
             }
             Format::Log { .. } => {
                 if let Some(news) = &self.news {
@@ -270,6 +297,91 @@ impl Lease {
         Ok(Device::new(image, block_size, self.read_only))
     }
 
+    /// Starts the volume of format 1, once it is ours and nothing of anybody else's can
+    /// take effect any more.
+    async fn open_objects(&self, layout: Layout, notice: &impl Fn(&str)) -> Result<Arc<dyn Image>> {
+        let volume = &self.volume;
+        if self.holder.is_none() {
+            // It may not write there.
+            let live = &self.container.patient;
+            return Ok(Arc::new(stack::objects(volume, live, layout)));
+        }
+        let store = &self.container.impatient;
+        let failed = |error| explain::log(volume, &error);
+        let before = Before::find(&**store).await.map_err(failed)?;
+        let unclean = before.is_unclean() && !self.resumed;
+        let host = self.client();
+        let who = Who {
+            attach: self.attach,
+            host,
+            dead: self.machine.dead(),
+            ..open::who(volume)
+        };
+        self.machine.remember(self.attach)?;
+        let lease = before
+            .claim(Arc::clone(store), &who)
+            .await
+            .map_err(failed)?;
+        let alone = async {
+            lease.wait_out(&who).await?;
+            let linger = store.linger();
+            if unclean && !linger.is_zero() {
+                notice(&format!(
+                    "volume {}: waiting {} s for requests of its last holder that may still be on \
+                     their way",
+                    volume.name,
+                    linger.as_secs()
+                ));
+                sleep(linger).await;
+            }
+            Ok(())
+        };
+        let alone = tokio::select! {
+            biased;
+            alone = alone => alone,
+            lost = lease.keep() => Err(lost),
+        };
+        alone.map_err(failed)?;
+        if let Err(error) = self.lock().await {
+            // Nothing was sent, and nobody need wait for us.
+            let _ = lease.release().await;
+            return Err(error);
+        }
+        Ok(Arc::new(stack::leased(
+            volume,
+            &self.container,
+            layout,
+            lease,
+        )))
+    }
+
+    /// Has the container's lock show us, in format 1, instead of a holder who has lost the
+    /// volume: whoever has no lease respects it.
+    async fn lock(&self) -> Result<()> {
+        let Some(holder) = &self.holder else {
+            return Ok(());
+        };
+        let store = &*self.container.impatient;
+        let explained = |error| explain::meta(&self.volume, &error);
+        match &self.there.client {
+            Some(client) if client == holder => Ok(()),
+            // One whose lease has ended, or who was taken by a person.
+            Some(client) => {
+                let now = meta::read(store).await.map_err(explained)?;
+                match now.client {
+                    Some(other) if other != *client => Err(explained(MetaError::Locked(other))),
+                    _ => {
+                        self.shown.store(true, Ordering::Release);
+                        let shown = meta::show(store, holder, &self.there).await;
+                        shown.map_err(|error| explained(error.into()))
+                    }
+                }
+            }
+            // It was ours.
+            None => Ok(()),
+        }
+    }
+
     /// Has the container's lock say that the volume is ours. It decides nothing; but
     /// whoever deletes the volume has looked for our claim before that, or left a mark.
     async fn show(&self) -> Result<()> {
@@ -287,7 +399,7 @@ impl Lease {
         }
     }
 
-    /// Our attachment, in format 2.
+    /// Our attachment.
     pub fn attach(&self) -> AttachId {
         self.attach
     }

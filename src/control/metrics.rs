@@ -192,6 +192,10 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
         let labels = format!("method=\"{method}\",status=\"{}\"", request.status);
         page.line("store_requests_total", &labels, request.count);
     }
+    if let Some(seconds) = stats.lease_seconds {
+        let help = "How long the lease lasts if it is not renewed.";
+        page.one("lease_seconds", "gauge", help, seconds);
+    }
     let Some(log) = &stats.log else {
         return page.text;
     };
@@ -201,12 +205,6 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
             "gauge",
             "Age of the oldest write that is not durable.",
             log.seconds_behind,
-        ),
-        (
-            "lease_seconds",
-            "gauge",
-            "How long the lease lasts if it is not renewed.",
-            log.lease_seconds,
         ),
         (
             "journal_bytes",

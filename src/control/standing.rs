@@ -1,4 +1,4 @@
-//! Whether a volume of format 2 may be claimed: who has it, and whether that one lives.
+//! Whether a volume may be claimed: who has it, and whether that one lives.
 //!
 //! Knows: what a person should be told of a holder. Does not know: how a claim is made
 //! and what it is worth, which is [the lease's](crate::image::log::lease). What is
@@ -39,7 +39,7 @@ pub async fn may_claim(
     if machine.is_some_and(|machine| machine.dead().contains(&claim.attach)) {
         return Ok(None);
     }
-    let host = claim.host.escape_debug();
+    let host = host_of(claim).escape_debug();
     let name = &volume.name;
     if takeover {
         return Ok(Some(format!(
@@ -61,7 +61,7 @@ pub async fn may_claim(
         None => "is alive".to_owned(),
     };
     // A machine that has just started again may find what it was itself before.
-    let fresh = standing.is_fresh() && claim.host != host_name();
+    let fresh = standing.is_fresh() && host_of(claim) != host_name();
     if fresh || lease::is_renewed(store, &standing).await.map_err(failed)? {
         return Err(held(volume, claim, client, &lately));
     }
@@ -69,6 +69,11 @@ pub async fn may_claim(
         "volume {name}: {host} did not give it back, and is not heard of any more{}",
         waiting(claim)
     )))
+}
+
+/// The machine that a claim names. In format 1 it names the process, too.
+pub fn host_of(claim: &Claim) -> &str {
+    claim.host.split(':').next().unwrap_or_default()
 }
 
 /// Whether a journal of this volume is on this machine; only who opens the volume can tell
@@ -90,7 +95,7 @@ fn waiting(claim: &Claim) -> String {
 /// The refusal of a volume that somebody has.
 fn held(volume: &Volume, claim: &Claim, client: Option<&Holder>, how: &str) -> Error {
     let name = &volume.name;
-    let host = claim.host.escape_debug();
+    let host = host_of(claim).escape_debug();
     let holder = match client {
         Some(client) => format!("locked by {client}"),
         None => "in use".to_owned(),

@@ -109,10 +109,10 @@ pub(super) fn keep_from_this_machine(volume: &Volume) -> Result<Option<registry:
 /// `unlock`: takes a lock away that its holder did not release.
 pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
     let volume = config.volume(&args.name)?;
-    let _machine = keep_from_this_machine(&volume)?;
+    let machine = keep_from_this_machine(&volume)?;
     let store = container(&volume)?.impatient;
     block_on(async {
-        let evicted = evict(&*store, &volume).await?;
+        let evicted = evict(&*store, &volume, machine.as_ref()).await?;
         match meta::unlock(&*store, unix_now()).await {
             Ok(holder) => tracing::info!(volume = volume.name, %holder, "unlocked"),
             Err(MetaError::NotLocked) if evicted => {}
@@ -122,18 +122,23 @@ pub fn unlock(config: &Config, args: &cli::Name) -> Result<()> {
     })
 }
 
-/// Takes a volume of format 2 from whoever has it; whether somebody had it. What its
-/// format is, is only a hint while its metadata may be damaged.
-async fn evict(store: &dyn ObjectStore, volume: &Volume) -> Result<bool> {
+/// Takes a volume from whoever has its lease; whether somebody had it.
+async fn evict(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    machine: Option<&registry::VolumeLock>,
+) -> Result<bool> {
     let who = open::who(volume);
     let evicted = match meta::read(store).await {
-        Ok(there) if there.format.number() == 2 => lease::evict(store, &who).await,
-        Err(MetaError::Damaged { format: 2, .. }) => lease::evict(store, &who).await,
+        Ok(_) | Err(MetaError::Damaged { .. }) => lease::evict(store, &who).await,
         _ => return Ok(false),
     };
     match evicted {
+        Ok(Some(claim)) if machine.is_some_and(|lock| lock.dead().contains(&claim.attach)) => {
+            Ok(true)
+        }
         Ok(Some(claim)) => {
-            let host = claim.host.escape_debug();
+            let host = standing::host_of(&claim).escape_debug();
             tracing::warn!(
                 volume = volume.name,
                 "unlocked; should {host} still use it, what it has not stored is lost, and its \

@@ -122,6 +122,9 @@ pub struct Stats {
     /// How often it was not.
     #[serde(default)]
     pub cache_misses: u64,
+    /// How long the lease still lasts if it is not renewed, in seconds, if there is one.
+    #[serde(default)]
+    pub lease_seconds: Option<u64>,
     /// What only a volume of format 2 has.
     #[serde(default)]
     pub log: Option<LogStats>,
@@ -150,9 +153,6 @@ pub struct LogStats {
     pub collected_bytes: u64,
     /// Objects that were deleted since the attach.
     pub deleted_objects: u64,
-    /// How long the lease still lasts if it is not renewed, in seconds.
-    #[serde(default)]
-    pub lease_seconds: u64,
     /// Its journal, if it has one.
     #[serde(default)]
     pub journal: Option<JournalStats>,

@@ -186,6 +186,14 @@ impl Retry {
         }
     }
 
+    /// The same over another store, which leads to the same place.
+    pub fn with_inner(&self, inner: Arc<dyn ObjectStore>) -> Retry {
+        Retry {
+            inner,
+            ..self.clone()
+        }
+    }
+
     /// Whatever waits tries again at once: the cause may be mended. It holds for
     /// an attempt that is under way too, should it fail.
     pub fn hurry(&self) {

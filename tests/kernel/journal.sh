@@ -12,7 +12,7 @@
 rounds=2
 if [[ $full ]]; then rounds=10; fi
 # shellcheck disable=SC2034
-lease=5s
+lease=20s
 journals=$work/journals
 mkdir "$journals"
 volumes swift vol other

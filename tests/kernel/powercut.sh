@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # ext4, xfs and btrfs are written and fsynced when the power fails; the machine
-# starts again: attach (in format 1 after unlock), mount with a clean replay of the journal, every
-# fsynced file is intact, the check of the file system finds nothing, and it goes
+# starts again: attach, mount with a clean replay of the journal, every fsynced file is intact, the check of the file system finds nothing, and it goes
 # on being written. One cut hits all three, each in the middle of its own work.
 # `local`: format 2, and what was fsynced is in a journal on ext4 on the machine's own disk.
 #
@@ -175,7 +174,7 @@ clean() {
     esac
 }
 
-# attach_all: side by side, for in format 1 each waits.
+# attach_all: side by side, for each waits.
 attach_all() {
     { local -; set +x; } 2>/dev/null
     local kind
@@ -193,15 +192,7 @@ attach_all() {
 # recover: from the volumes as the dead machine has left them to mounted ones.
 recover() {
     local kind
-    for kind in "${kinds[@]}"; do
-        # A cut during the last recovery may have come after this one's unlock.
-        # In format 2 the lease of the dead machine runs out by itself.
-        if ((format == 1)) && [[ $(lock_of "$kind") != unlocked ]]; then
-            expect 3 swiftnbd attach "$kind"
-            contains "$err" "$kind" locked "unlock $kind"
-            expect 0 swiftnbd unlock "$kind"
-        fi
-    done
+    # The lease of the dead machine runs out by itself.
     attach_all
     for kind in "${kinds[@]}"; do
         mount "${device[$kind]}" "$work/$kind"

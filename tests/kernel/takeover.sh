@@ -4,14 +4,15 @@
 # volume then, and writes. Thawed, the first changes nothing that is read: its device
 # fails, and its log says why. Then a person takes the volume from a machine that is
 # alive, with --takeover, and with unlock.
-# needs: swift
+# cases: format1 format2
+# needs: swift timeout=600
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 # shellcheck disable=SC2034
 lease=4s
 volumes swift vol
-swiftnbd setup vol --size 64M
+swiftnbd setup vol --size 64M --format "${TEST_CASE#format}"
 
 # shellcheck disable=SC2016
 unshare --uts --mount bash -c '

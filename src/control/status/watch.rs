@@ -100,7 +100,10 @@ fn cells(row: &mut [String; COLUMNS], now: &Figures, then: Option<&Figures>, sec
     row[7] = about(now.stats.dirty_bytes);
     let log = now.stats.log;
     row[8] = log.map_or_else(unknown, |log| format!("{}s", log.seconds_behind));
-    row[9] = log.map_or_else(unknown, |log| format!("{}s", log.lease_seconds));
+    row[9] = now
+        .stats
+        .lease_seconds
+        .map_or_else(unknown, |seconds| format!("{seconds}s"));
     let (hits, misses) = match then {
         Some(then) => (
             now.stats.cache_hits.saturating_sub(then.stats.cache_hits),

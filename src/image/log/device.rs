@@ -194,7 +194,6 @@ impl Image for Log {
             }),
             collected_bytes: engine.counters.collected.load(Ordering::Relaxed),
             deleted_objects: engine.counters.deleted.load(Ordering::Relaxed),
-            lease_seconds: engine.lease.seconds_left(),
         };
         let (cache_hits, cache_misses) = engine.frames.lookups();
         Stats {
@@ -202,6 +201,7 @@ impl Image for Log {
             cached_bytes: engine.frames.cached_bytes() + engine.map.memory(),
             cache_hits,
             cache_misses,
+            lease_seconds: Some(engine.lease.left().as_secs()),
             log: Some(log),
         }
     }

@@ -406,10 +406,23 @@ impl Lease {
         here && there
     }
 
-    /// How many seconds of it are left, by this machine's clock.
-    pub fn seconds_left(&self) -> u64 {
+    /// How much of it is left, by this machine's clock.
+    pub fn left(&self) -> Duration {
         let lasts = *self.lasts.lock().unwrap_or_else(PoisonError::into_inner);
-        lasts.until.saturating_sub(self.clock.now()).as_secs()
+        lasts.until.saturating_sub(self.clock.now())
+    }
+
+    /// Says that this epoch has ended, and that no request of ours can take effect any
+    /// more.
+    pub async fn release(&self) -> Result<(), LogError> {
+        let name = names::released(self.epoch);
+        let release = Release {
+            epoch: self.epoch,
+            attach: self.attach,
+        };
+        let body = release.encode(self.volume, &name);
+        super::decide::create(&*self.store, &name, &body).await?;
+        Ok(())
     }
 
     /// Looks for a later claim, and lets the lease last from before that.
@@ -504,7 +517,7 @@ impl Lease {
             tracing::warn!(
                 "the lease cannot be renewed; it lasts for {} s more, then no flush is answered \
                  until it is: {error}",
-                self.seconds_left()
+                self.left().as_secs()
             );
             *since = Some(self.clock.now());
         }

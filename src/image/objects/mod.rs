@@ -12,6 +12,7 @@
 //! - [`writer`]: writes, the upload of dirty objects, FLUSH, backpressure.
 //! - [`presence`]: which objects exist, as far as it is known without asking.
 //! - [`holes`]: which parts are certain to read as zeros.
+//! - [`lease`]: no write is sent when another may have the volume.
 //!
 //! A write copies its data into the dirty table and is answered. Objects are
 //! uploaded whole: at once when all of an object was written, else after
@@ -30,6 +31,7 @@ mod dirty;
 mod extents;
 mod holes;
 pub mod layout;
+pub mod lease;
 mod presence;
 mod reader;
 mod writer;
@@ -284,6 +286,7 @@ impl Image for Objects {
             cached_bytes: self.shared.cache.weight(),
             cache_hits: self.shared.cache.hits(),
             cache_misses: self.shared.cache.misses(),
+            lease_seconds: None,
             log: None,
         }
     }
