@@ -141,11 +141,12 @@ Example:
   swiftnbd unlock mynbd0
 
 Common mistakes:
-  - To unlock a volume that somebody still writes to: in format 1 that destroys it,
-    so make sure that the holder which `swiftnbd list` shows is dead, not only out of
-    reach; in format 2 its device fails, and what it has not stored is lost.
-  - To unlock one of format 2 after a crash: there is no need to; `attach` takes it up
-    when the lease of the dead has run out, on the same machine at once.
+  - To unlock a volume that somebody still writes to: its device fails, and what it has
+    not stored is lost. If that is an older program, or the Python one, it destroys the
+    volume: make sure that the holder which `swiftnbd list` shows is dead, not only out
+    of reach.
+  - To unlock one after a crash: there is no need to; `attach` takes it up when the
+    lease of the dead has run out, on the same machine without waiting for that.
   - To unlock what is attached on this machine: `swiftnbd detach` does.")]
     Unlock(Name),
     /// Make an image file of a volume
@@ -187,9 +188,9 @@ Examples:
   swiftnbd attach mynbd0 /dev/nbd3 --read-only
 
 Common mistakes:
-  - \"locked by\": another machine has it, or died with it. In format 2 wait until its
-    lease has run out and try again; --takeover does not care whether it lives. In
-    format 1, and only if that holder is dead: `swiftnbd unlock NAME`.
+  - \"locked by\": another machine has it, or died with it. Wait until its lease has run
+    out and try again; --takeover does not care whether it lives. If it is an older
+    program, or the Python one, and only if that is dead: `swiftnbd unlock NAME`.
   - \"in use\": it is attached already; `swiftnbd status` shows where.
   - To mount one volume on two machines: no file system for local disks survives
     that, and the lock prevents it.

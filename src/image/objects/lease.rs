@@ -116,7 +116,7 @@ impl Tenure {
         });
     }
 
-    /// Returns when the lease lasts, or a look says that it does.
+    /// Returns when the lease lasts, or a look through this store says that it does.
     async fn lasts(&self, store: &dyn ObjectStore) -> Result<(), StoreError> {
         if self.lost.borrow().is_some() {
             return pending().await;
@@ -124,7 +124,7 @@ impl Tenure {
         if self.lease.lasts(store.time()) {
             return Ok(());
         }
-        match self.lease.look().await {
+        match self.lease.look_patiently(store).await {
             Ok(()) => Ok(()),
             Err(LogError::Store(error)) => Err(error),
             Err(lost) => {
