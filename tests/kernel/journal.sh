@@ -125,7 +125,7 @@ left() {
 D=$(swiftnbd attach vol)
 equal block "$(block 5)" w
 pid=$(pid_of vol)
-lab freeze proxy
+lab stop proxy
 for i in 1 2 3; do
     head -c 4096 /dev/zero | tr '\0' x |
         dd of="$D" bs=4096 seek=$((5 + i)) oflag=direct conv=notrunc status=none
@@ -135,7 +135,7 @@ expect 0 dd if=/dev/null of="$D" conv=fsync,notrunc status=none
 head -c 4096 /dev/zero | tr '\0' y |
     dd of="$D" bs=4096 seek=9 oflag=direct conv=fsync,notrunc status=none
 left "$pid"
-lab thaw proxy
+lab restart proxy
 cp "$journal" "$work/whole"
 
 rm "$journal"
@@ -180,11 +180,11 @@ expect 0 swiftnbd detach vol
 expect 0 swiftnbd attach vol
 D=$out
 pid=$(pid_of vol)
-lab freeze proxy
+lab stop proxy
 head -c 4096 /dev/zero | tr '\0' q |
     dd of="$D" bs=4096 seek=9 oflag=direct conv=fsync,notrunc status=none
 left "$pid"
-lab thaw proxy
+lab restart proxy
 sed "s|$journals|$work/elsewhere|" "$config" >"$work/there.toml"
 chmod 600 "$work/there.toml"
 # shellcheck disable=SC2016

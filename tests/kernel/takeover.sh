@@ -5,6 +5,7 @@
 # fails, and its log says why. Then a person takes the volume from a machine that is
 # alive, with --takeover, and with unlock.
 # cases: format1 format2
+# full: format1
 # needs: swift timeout=600
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
