@@ -246,8 +246,13 @@ async fn attach(
     };
     let number = attachment.number;
     let place = registry::identity(volume);
-    let registered = Session::listen(number)
-        .and_then(|listener| attachment.entry.write(number).map(|()| listener));
+    let registered = Session::listen(number).and_then(|listener| {
+        let entry = &attachment.entry;
+        entry.write(number)?;
+        let when = when_dead(entry.reattach_seconds);
+        guardian.guard(number, entry.connected_by, &attachment.backend, when)?;
+        Ok(listener)
+    });
     let mut session = match registered {
         Ok(listener) => Session::start(&attachment, listener, signals, &lease, told, place),
         Err(error) => {
@@ -426,7 +431,8 @@ fn connect_any(
     guardian: &mut Guardian,
 ) -> Result<NbdDevice> {
     let (us, backend) = (std::process::id(), connect.backend);
-    let when = when_dead(connect.dead_connection);
+    // Until the registry knows of it.
+    let when = When::AtOnce;
     let mut candidates = match wanted {
         Wanted::This(device) => vec![*device],
         _ => sysfs::free_devices(),
@@ -484,7 +490,8 @@ async fn adopt(
 ) -> Result<(NbdDevice, Transmission)> {
     let number = orphan.nbd_device().ok_or_else(no_device)?;
     let goes_on = lease.goes_on_from(&orphan.attachments);
-    let same = (device.size(), device.block_size()) == (orphan.size, orphan.block_size);
+    let same = (device.size(), device.block_size()) == (orphan.size, orphan.block_size)
+        && device.read_only() == orphan.read_only;
     if !goes_on || !same {
         // A file system must not go on with what is not what it wrote.
         disconnect(nbd, number).await;

@@ -245,11 +245,17 @@ async fn reopen(
     state: &State,
     passed: Passed,
 ) -> Result<(Volume, Lease, Device)> {
+    let mut entry = state.entry.clone();
     loop {
         let opened = async {
             let lock = handover::again(passed.lock)
                 .map_err(|error| Error::failed(format!("cannot lock the volume: {error}")))?;
             let lease = Lease::resume(&volume, lock.into(), &state.entry.client).await?;
+            if let Some(number) = entry.nbd_device() {
+                // If we die before we serve, what we leave is the device's, too.
+                entry.attachments.push(lease.attach().to_string());
+                entry.write(number)?;
+            }
             let notice = |text: &str| Reporter::Terminal.notice(text);
             let device = lease.open(notice, pending()).await?;
             state.check((device.size(), device.block_size()))?;

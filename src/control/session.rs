@@ -113,8 +113,8 @@ struct Forced {
 impl Session {
     /// Makes a device's control socket. Within a tokio runtime.
     pub fn listen(number: NbdDevice) -> Result<UnixListener> {
-        registry::remove(number);
         let path = registry::socket_path(number)?;
+        let _ = std::fs::remove_file(&path);
         // The directory is root's alone.
         UnixListener::bind(&path)
             .map_err(|error| Error::failed(format!("cannot listen on {}: {error}", path.display())))
@@ -532,6 +532,8 @@ impl Shared {
     /// volume over: then it is theirs, and their lock stays.
     async fn end(&self, lease: &Lease) -> Result<()> {
         let number = self.number;
+        let journal = self.device.stats().log.and_then(|log| log.journal);
+        let journaled = journal.is_some_and(|journal| journal.relied_on);
         let closed = self.persist("cannot store what is dirty", true, || async {
             let closed = self.device.close().await;
             closed.map_err(|error| explain::device(&error))
@@ -541,10 +543,16 @@ impl Shared {
             if error.exit == Exit::InUse {
                 return Err(explain::taken_over(&number.to_string(), &error, lost));
             }
-            let lost = format_size(lost);
+            let lost = match journaled {
+                true => format!(
+                    "{} could not be stored, and are in the journal",
+                    format_size(lost)
+                ),
+                false => format!("{} could not be stored and are lost", format_size(lost)),
+            };
             let text = format!(
-                "{number}: {lost} could not be stored and are lost ({}); the container stays \
-                 locked, because requests may still be on their way; when the store works again: {}",
+                "{number}: {lost} ({}); the container stays locked, because requests may still be \
+                 on their way; when the store works again: {}",
                 error.message,
                 way_back(lease.name(), lease.format())
             );

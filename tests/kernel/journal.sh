@@ -87,8 +87,21 @@ no_io_errors() {
 }
 no_io_errors
 
-: detach has all of it in Swift, and no journal left
+: a restart goes on with the journal, and so does whoever comes after it
 umount "$work/mnt"
+letter() { head -c 4096 /dev/zero | tr '\0' "$1"; }
+letter r | dd of="$D" bs=4096 seek=3 oflag=direct conv=fsync,notrunc status=none
+expect 0 swiftnbd restart vol
+test -e "$journal"
+letter s | dd of="$D" bs=4096 seek=4 oflag=direct conv=fsync,notrunc status=none
+pid=$(pid_of vol)
+kill -KILL "$pid"
+wait_for 20 gone "$pid"
+expect 0 swiftnbd attach vol
+equal device "$out" "$D"
+cmp <(dd if="$D" bs=4096 skip=3 count=2 iflag=direct status=none) <(letter r; letter s)
+
+: detach has all of it in Swift, and no journal left
 pid=$(pid_of vol)
 expect 0 swiftnbd detach vol
 detached vol "$D" "$pid"

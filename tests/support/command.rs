@@ -230,6 +230,15 @@ impl Sandbox {
 
     /// All that the container holds, read past swiftnbd; `None` if there is none.
     pub fn snapshot(&self) -> Snapshot {
+        let mut snapshot = self.everything();
+        if let Some((_, objects)) = &mut snapshot {
+            // A holder renews its lease whenever it is time.
+            objects.retain(|name, _| !name.starts_with("lease/"));
+        }
+        snapshot
+    }
+
+    fn everything(&self) -> Snapshot {
         match &self.place {
             Place::Swift(swift) => {
                 let metadata = swift.metadata(&self.container)?;

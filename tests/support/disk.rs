@@ -140,6 +140,9 @@ impl Shelf for SimulatedShelf {
         if self.machine.fails(&mut state) {
             return Err(io::Error::other("the disk is full"));
         }
+        if state.file.is_some() {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
         let mut content = vec![0; length as usize];
         content[..head.len()].copy_from_slice(&head);
         let file = File {

@@ -28,7 +28,7 @@ use super::error::LogError;
 use super::format::root::{Location, Root, hash};
 use super::format::segment::Header;
 use super::format::tables::MapBuilder;
-use super::format::{BLOCK, Hash, JournalId, MAX_OBJECT, names};
+use super::format::{BLOCK, Hash, JOURNAL_ENDED, JournalId, MAX_OBJECT, names};
 use super::map::Written;
 use crate::store::{ObjectStore, StoreError};
 
@@ -202,13 +202,15 @@ impl Applier {
         self.root().await;
     }
 
-    /// What a root says of the journal now: nothing once it is given back.
+    /// What a root says of the journal now: that it has ended, once everything is stored
+    /// that it ever had.
     fn journal(&self) -> Option<(JournalId, u64)> {
         let journal = self.engine.journal.as_ref()?;
-        match self.engine.given_back.load(Ordering::Acquire) {
-            true => None,
-            false => Some((journal.id(), self.journal)),
-        }
+        let position = match self.engine.given_back.load(Ordering::Acquire) {
+            true => JOURNAL_ENDED,
+            false => self.journal,
+        };
+        Some((journal.id(), position))
     }
 
     fn wants_root(&self) -> bool {

@@ -23,8 +23,8 @@
 //! | entries of an earlier round of the ring, or of another journal | they have another position, or another id |
 //! | an entry that was synced cannot be read, or is damaged | a later one says that it was synced: opening fails rather than to go on without it. (What only the last sync covered looks like a power cut.) |
 //! | the disk fails, or a sync does | nothing is believed of this journal any more: from then on a write is answered when Swift has it, and its segment says that the journal has ended |
-//! | another host takes the volume over, the journal's host comes back | the root of the newest pinned epoch names no journal, or another: the file is kept, and reported |
-//! | the volume is given back | the last root names no journal, and only then the file is removed |
+//! | another host takes the volume over, the journal's host comes back | the root of the newest pinned epoch names no journal, or another one: the file is kept, and reported |
+//! | the volume is given back | the last root says that the journal has ended, and only then the file is removed |
 //! | the journal's file is not there | opening fails, unless it is told to give up what is in it |
 //! | the journal is full | writes wait until segments are durable |
 //! | an older process of this machine goes on writing into the file | it was dead before: whoever opens the volume holds this machine's lock |
@@ -69,7 +69,8 @@ pub trait Shelf: Send + Sync + fmt::Debug {
     async fn open(&self) -> io::Result<Option<Arc<dyn Disk>>>;
 
     /// Makes a new one, of so many bytes, all of which it has from now on, and with these
-    /// at its beginning. It is there as a whole or not at all, after a power cut, too.
+    /// at its beginning. It is there as a whole or not at all, after a power cut, too. Fails
+    /// if there is one.
     async fn create(&self, length: u64, head: Bytes) -> io::Result<Arc<dyn Disk>>;
 
     /// Keeps the one that is there under another name. Returns that, for people.
@@ -111,8 +112,8 @@ pub enum Problem {
     /// An entry is damaged that was durable.
     #[error("what it has from position {0} on is damaged")]
     Damaged(u64),
-    /// It is shorter than it says.
-    #[error("it is cut off")]
+    /// It is shorter or longer than it says.
+    #[error("it is cut off, or longer than it says")]
     CutOff,
     /// It cannot be read.
     #[error("it cannot be read: {0}")]
@@ -419,9 +420,14 @@ impl Journal {
                 self.state.send_modify(|state| state.synced = written);
             }
         };
+        let ended = async {
+            let mut state = self.state.subscribe();
+            let _ = state.wait_for(|state| state.ended.is_some()).await;
+        };
         tokio::select! {
             () = writer => {}
             () = syncer => {}
+            () = ended => {}
         }
     }
 }

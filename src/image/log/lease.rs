@@ -22,8 +22,9 @@
 //!   then it looks again whether it is the highest, and begins to decide what the volume
 //!   holds.
 //! - The wait is skipped where nobody can be waited for: the highest epoch (of those that
-//!   were claimed to be held) has a pin and was released by its owner, or its owner was a process of this machine that is dead
-//!   for certain (the claim's attach id is in a file that we have locked).
+//!   were claimed to be held) has a pin and was released by its owner, or all from the
+//!   pinned one on were processes of this machine that are dead for certain (their attach
+//!   ids are in a file that we have locked).
 //! - Of several that claim at once the highest goes on, each other one sees the next
 //!   claim and withdraws; it stores nothing further, a release least of all.
 //!
@@ -291,8 +292,12 @@ async fn wait_above(
         .filter(|claim| claim.as_ref().is_none_or(|claim| claim.lease != Some(0)))
         .collect();
     if let [Some(only)] = &held[..]
-        && (dead.contains(&only.attach) || released(store, only).await?)
+        && released(store, only).await?
     {
+        return Ok(Duration::ZERO);
+    }
+    let is_dead = |claim: &Claim| dead.contains(&claim.attach);
+    if held.iter().all(|claim| claim.as_ref().is_some_and(is_dead)) {
         return Ok(Duration::ZERO);
     }
     let lease = |claim: &Option<Claim>| match claim {

@@ -359,8 +359,12 @@ impl Log {
         }
         // An earlier attachment left a journal, and this one wants none: what it has is
         // stored, and it is given back.
+        let goes_on_from = log.goes_on_from;
         log.close().await.map_err(lost)?;
-        Log::open_once(attaching, live, passphrase, limits, &who).await
+        drop(log);
+        let mut log = Log::open_once(attaching, live, passphrase, limits, &who).await?;
+        log.goes_on_from = goes_on_from;
+        Ok(log)
     }
 
     async fn open_once(

@@ -34,7 +34,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::Objects;
 use crate::image::log::format::VolumeId;
@@ -48,6 +48,8 @@ use crate::store::{ErrorKind, Listed, Metadata, ObjectStore, StoreError};
 
 /// What the objects of the lease say of their volume: in format 1 it has no name.
 const VOLUME: VolumeId = VolumeId(*b"swiftnbd format1");
+/// How long a word to the next program may take.
+const RELEASE_WITHIN: Duration = Duration::from_secs(2);
 /// Claims that are looked at.
 const MOST: u32 = 64;
 
@@ -357,6 +359,9 @@ impl Image for Leased {
         let handed = self.ours(self.objects.hand_over(patience)).await?;
         if handed {
             self.keeper.abort();
+            // The lock in the metadata stays, and keeps others out. If this cannot be said,
+            // the one that goes on finds that we are dead.
+            let _ = timeout(RELEASE_WITHIN, self.tenure.lease.release()).await;
         }
         Ok(handed)
     }

@@ -47,6 +47,8 @@ pub const HEAD: u64 = 4096;
 pub const ALIGN: u64 = 64;
 /// Bytes of an entry before its box.
 pub const CLEAR: usize = PRELUDE + 16 + 8 + 8 + 4 + 4 + 4;
+/// The smallest ring, in bytes.
+pub const MIN_RING: u64 = 64 << 10;
 /// The largest ring, in bytes.
 pub const MAX_RING: u64 = 1 << 36;
 /// The most bytes that one entry writes.
@@ -94,7 +96,7 @@ impl Head {
         let (id, ring) = (JournalId(bytes.array()?), bytes.u64()?);
         bytes.end()?;
         ensure(
-            (ALIGN..=MAX_RING).contains(&ring) && ring.is_multiple_of(ALIGN),
+            (MIN_RING..=MAX_RING).contains(&ring) && ring.is_multiple_of(ALIGN),
             "the length of a journal",
         )?;
         let volume = prelude.volume;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use nix::fcntl::{Flock, FlockArg, posix_fallocate};
+use nix::fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, posix_fallocate, renameat2};
 use tokio::task::spawn_blocking;
 
 use super::{Disk, Shelf};
@@ -119,7 +119,9 @@ impl Shelf for FileShelf {
             });
             let made = written.and_then(|()| {
                 let file = Arc::new(lock(file)?);
-                fs::rename(&new, path)?;
+                // What is there is not ours to remove.
+                let keep = RenameFlags::RENAME_NOREPLACE;
+                renameat2(AT_FDCWD, &new, AT_FDCWD, path, keep)?;
                 sync_directory(path)?;
                 Ok(FileDisk { file, length })
             });

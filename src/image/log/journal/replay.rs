@@ -33,7 +33,7 @@ pub async fn look(shelf: &dyn Shelf, volume: VolumeId) -> Result<Option<Found>, 
     let first = disk.read(0, length.min(HEAD) as usize).await;
     let head = match Head::decode(&first.map_err(unreadable)?) {
         Ok(head) if head.volume != volume => Err(Problem::Foreign),
-        Ok(head) if length < HEAD + head.ring => Err(Problem::CutOff),
+        Ok(head) if length != HEAD + head.ring => Err(Problem::CutOff),
         Ok(head) => Ok(head),
         Err(Damage::Foreign) => Err(Problem::Foreign),
         Err(_) => Err(Problem::NoJournal),

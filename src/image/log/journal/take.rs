@@ -55,6 +55,7 @@ impl There<'_> {
     /// What must not be touched, because it is nothing of this volume's.
     fn strange(&self) -> Option<Problem> {
         match &self.found {
+            Err(problem) => Some(problem.clone()),
             Ok(Some(Found {
                 head: Err(problem), ..
             })) if *problem != Problem::CutOff => Some(problem.clone()),
@@ -92,7 +93,9 @@ pub async fn check(journaling: &Journaling, home: &Home, named: Named) -> Result
         there
             .of(id)
             .map_err(|problem| refused(id, Some(shelf), problem))?;
-    } else if let (true, Some(problem)) = (journaling.wanted, there.strange()) {
+    } else if let (true, Some(problem)) =
+        (journaling.wanted && !journaling.give_up, there.strange())
+    {
         return Err(refused(None, Some(shelf), problem));
     }
     Ok(())
