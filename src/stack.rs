@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::config::{Backend, Volume};
 use crate::image::log::format::keys::Passphrase;
-use crate::image::log::lease::Lease;
+use crate::image::log::lease::{Keeper, Lease};
 use crate::image::log::{self, Log, LogError, Who};
 use crate::image::objects::layout::Layout;
 use crate::image::objects::lease::Leased;
@@ -92,10 +92,15 @@ pub fn objects(volume: &Volume, live: &Arc<dyn ObjectStore>, layout: Layout) -> 
 }
 
 /// The same under a lease, for a live device. Within a tokio runtime.
-pub fn leased(volume: &Volume, container: &Container, layout: Layout, lease: Lease) -> Leased {
+pub fn leased(
+    volume: &Volume,
+    container: &Container,
+    layout: Layout,
+    (lease, kept): (Arc<Lease>, Keeper),
+) -> Leased {
     let policy = Policy::live(volume.io_timeout);
     let once = Arc::clone(&container.once);
-    Leased::start(lease, once, |gate| {
+    Leased::start(lease, kept, once, |gate| {
         let live = container.retry.with_inner(Arc::new(gate));
         let live: Arc<dyn ObjectStore> = Arc::new(live.with_policy(policy));
         objects(volume, &live, layout)

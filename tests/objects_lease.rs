@@ -96,7 +96,8 @@ async fn attach(
     let store: Arc<dyn ObjectStore> = Arc::new(retry.clone());
     let before = Before::find(&*store).await?;
     let unclean = before.is_unclean();
-    let lease = before.claim(Arc::clone(&store), who).await?;
+    let lease = Arc::new(before.claim(Arc::clone(&store), who).await?);
+    let mut kept = lease.keeper();
     let alone = async {
         lease.wait_out(who).await?;
         if unclean {
@@ -107,13 +108,13 @@ async fn attach(
     tokio::select! {
         biased;
         alone = alone => alone?,
-        lost = lease.keep() => return Err(lost),
+        lost = kept.lost() => return Err(lost),
     }
     let limits = Limits {
         cache: 4 * 4096,
         dirty: Limits::least_dirty(&LAYOUT),
     };
-    Ok(Leased::start(lease, once, |gate| {
+    Ok(Leased::start(lease, kept, once, |gate| {
         let live = retry.with_inner(Arc::new(gate));
         let live: Arc<dyn ObjectStore> = Arc::new(live.with_policy(Policy::live(None)));
         Objects::start(live, LAYOUT, limits)

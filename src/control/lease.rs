@@ -318,10 +318,9 @@ impl Lease {
             ..open::who(volume)
         };
         self.machine.remember(self.attach)?;
-        let lease = before
-            .claim(Arc::clone(store), &who)
-            .await
-            .map_err(failed)?;
+        let lease = before.claim(Arc::clone(store), &who).await;
+        let lease = Arc::new(lease.map_err(failed)?);
+        let mut kept = lease.keeper();
         let alone = async {
             lease.wait_out(&who).await?;
             let linger = store.linger();
@@ -339,7 +338,7 @@ impl Lease {
         let alone = tokio::select! {
             biased;
             alone = alone => alone,
-            lost = lease.keep() => Err(lost),
+            lost = kept.lost() => Err(lost),
         };
         alone.map_err(failed)?;
         if let Err(error) = self.lock().await {
@@ -351,7 +350,7 @@ impl Lease {
             volume,
             &self.container,
             layout,
-            lease,
+            (lease, kept),
         )))
     }
 

@@ -61,6 +61,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 use tokio::time::{Duration, sleep};
 
 use super::error::LogError;
@@ -68,6 +70,7 @@ use super::format::claim::{Claim, JOURNAL, Release, Renewal};
 use super::format::{AttachId, VolumeId, names};
 use super::place::read_object;
 use super::{Who, recovery};
+use crate::image::vital::vital;
 use crate::store::{ErrorKind, ObjectStore, StoreError};
 
 /// The most by which the clocks of a store's proxies may differ.
@@ -323,6 +326,30 @@ pub struct Lease {
     below: Vec<Option<Claim>>,
 }
 
+/// Keeps a lease until it is dropped.
+#[derive(Debug)]
+pub struct Keeper {
+    lost: oneshot::Receiver<LogError>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Keeper {
+    /// Returns when the lease is lost, once: the later claim.
+    pub async fn lost(&mut self) -> LogError {
+        match (&mut self.lost).await {
+            Ok(lost) => lost,
+            // The runtime ends.
+            Err(_) => std::future::pending().await,
+        }
+    }
+}
+
 /// Until when it lasts.
 #[derive(Debug, Clone, Copy, Default)]
 struct Lasts {
@@ -356,7 +383,7 @@ impl Lease {
     }
 
     /// Claims the next epoch after `highest`; `below` has the claims from the newest
-    /// pinned epoch to that one; `flags` are the claim's. From now on the lease is to be [kept](Lease::keep).
+    /// pinned epoch to that one; `flags` are the claim's. From now on the lease is to be [kept](Lease::keeper).
     ///
     /// # Errors
     /// [`LogError::Superseded`]: somebody else is first.
@@ -494,6 +521,17 @@ impl Lease {
         }
         self.renewals.store(count, Ordering::Relaxed);
         self.look_through(&*self.store, before).await
+    }
+
+    /// Keeps it in a task of its own, for as long as the keeper is there. Within a tokio
+    /// runtime.
+    pub fn keeper(self: &Arc<Lease>) -> Keeper {
+        let (tell, lost) = oneshot::channel();
+        let lease = Arc::clone(self);
+        let task = tokio::spawn(vital(async move {
+            let _ = tell.send(lease.keep().await);
+        }));
+        Keeper { lost, task }
     }
 
     /// Renews until a later claim is seen, and returns it.

@@ -39,7 +39,7 @@ use tokio::time::{sleep, timeout};
 use super::Objects;
 use crate::image::log::format::VolumeId;
 use crate::image::log::format::claim::Claim;
-use crate::image::log::lease::{self, Lease};
+use crate::image::log::lease::{self, Keeper, Lease};
 use crate::image::log::{LogError, Who, recovery};
 use crate::image::vital::vital;
 use crate::image::{Extent, Image, ImageError, Stats};
@@ -100,7 +100,7 @@ impl Before {
 /// A lease, and whether it is lost.
 #[derive(Debug)]
 struct Tenure {
-    lease: Lease,
+    lease: Arc<Lease>,
     lost: watch::Sender<Option<String>>,
 }
 
@@ -268,11 +268,12 @@ impl Drop for Leased {
 }
 
 impl Leased {
-    /// Starts the volume under this lease, which lasts and is kept from now on. `start`
+    /// Starts the volume under this lease, which lasts and is `kept`. `start`
     /// makes the volume on a store that `gate` makes of the one below. Within a tokio
     /// runtime.
     pub fn start(
-        lease: Lease,
+        lease: Arc<Lease>,
+        mut kept: Keeper,
         once: Arc<dyn ObjectStore>,
         start: impl FnOnce(Gate) -> Objects,
     ) -> Leased {
@@ -282,11 +283,8 @@ impl Leased {
             inner: once,
             tenure: Arc::clone(&tenure),
         };
-        let kept = Arc::clone(&tenure);
-        let keeper = tokio::spawn(vital(async move {
-            let lost = kept.lease.keep().await;
-            kept.lose(&lost);
-        }));
+        let held = Arc::clone(&tenure);
+        let keeper = tokio::spawn(vital(async move { held.lose(&kept.lost().await) }));
         Leased {
             objects: start(gate),
             tenure,
