@@ -497,8 +497,8 @@ async fn adopt(
         disconnect(nbd, number).await;
         registry::remove(number);
         let text = format!(
-            "volume {}: somebody else had it since its daemon died, so {number}, which waited for \
-             another one, was failed",
+            "volume {}: it is not as its dead daemon left it (somebody else had it since, or its \
+             journal was given up), so {number}, which waited for another one, was failed",
             volume.name
         );
         return Err(Error::new(Exit::InUse, text)

@@ -169,8 +169,7 @@ fn guarded_by(line: &str) -> Option<Guarded> {
 impl Guarded {
     /// Whether the device is still the one that the dead daemon had.
     fn is_there(&self) -> bool {
-        sysfs::connected_by(self.device) == Some(self.connected_by)
-            && sysfs::backend(self.device).is_none_or(|found| found == self.backend)
+        sysfs::is_connected(self.device, self.connected_by, &self.backend)
     }
 
     /// Disconnects the device if nobody else has it, when it is time.

@@ -345,12 +345,9 @@ pub fn identity(volume: &Volume) -> String {
 impl Entry {
     /// Whether the device is still the one that was connected for it.
     pub fn is_connected(&self) -> bool {
-        let Some(device) = self.nbd_device() else {
-            return false;
-        };
         let backend = backend_of(&self.volume);
-        sysfs::connected_by(device) == Some(self.connected_by)
-            && sysfs::backend(device).is_none_or(|found| found == backend)
+        self.nbd_device()
+            .is_some_and(|device| sysfs::is_connected(device, self.connected_by, &backend))
     }
 
     /// Whether its daemon is dead and the kernel waits for another one.

@@ -65,6 +65,12 @@ pub fn connected_by(device: NbdDevice) -> Option<u32> {
     attribute(device, "pid")?.parse().ok()
 }
 
+/// Whether the device is still the one that this process has connected for this backend.
+/// Kernels that show no backend are believed.
+pub fn is_connected(device: NbdDevice, by: u32, for_backend: &str) -> bool {
+    connected_by(device) == Some(by) && backend(device).is_none_or(|found| found == for_backend)
+}
+
 /// The backend identifier that the device was connected with.
 pub fn backend(device: NbdDevice) -> Option<String> {
     attribute(device, "backend").filter(|text| !text.is_empty())
