@@ -149,8 +149,17 @@ pub struct Requests(Mutex<BTreeMap<(String, u16), u64>>);
 const KINDS: usize = 256;
 
 impl Requests {
-    /// One was sent; `status` is 0 if no answer came.
-    pub fn sent(&self, method: &str, status: u16) {
+    /// Begins to send one. It counts once its answer is there, or once nobody waits for
+    /// that any more.
+    pub fn begin<'a>(&'a self, method: &'a str) -> Asked<'a> {
+        Asked {
+            requests: self,
+            method,
+            status: 0,
+        }
+    }
+
+    fn sent(&self, method: &str, status: u16) {
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (method.to_owned(), status);
         if counts.len() < KINDS || counts.contains_key(&key) {
@@ -172,12 +181,33 @@ impl Requests {
     }
 }
 
+/// A request that is under way. Dropped without an answer, it counts as one that had none.
+#[derive(Debug)]
+pub struct Asked<'a> {
+    requests: &'a Requests,
+    method: &'a str,
+    status: u16,
+}
+
+impl Asked<'_> {
+    /// An answer has come, with this status; 0: none will come.
+    pub fn answered(mut self, status: u16) {
+        self.status = status;
+    }
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        self.requests.sent(self.method, self.status);
+    }
+}
+
 /// How often a store was asked in this way and answered in this one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RequestCount {
     /// The method.
     pub method: String,
-    /// The answer's status; 0 if none came.
+    /// The answer's status; 0 if none came, or nobody waited for it.
     pub status: u16,
     /// How often.
     pub count: u64,
@@ -202,10 +232,11 @@ mod tests {
     #[test]
     fn a_store_cannot_make_it_remember_too_much() {
         let requests = Requests::default();
-        for status in 0..1000 {
-            requests.sent("GET", status);
+        drop(requests.begin("GET"));
+        for status in 1..1000 {
+            requests.begin("GET").answered(status);
         }
-        requests.sent("GET", 7);
+        requests.begin("GET").answered(7);
         let counts = requests.counts();
         assert_eq!(counts.len(), KINDS);
         assert_eq!(counts[7].count, 2);

@@ -136,6 +136,13 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// where it cannot outlive its sender.
     fn linger(&self) -> Duration;
 
+    /// For how long earlier writes of this name may still take effect; a different one has
+    /// to wait. Zero, too, where nobody takes note of that.
+    fn unsettled(&self, name: &str) -> Duration {
+        let _ = name;
+        Duration::ZERO
+    }
+
     /// How often it was asked for what since this process began, attempts that failed
     /// included; nothing if it does not count.
     fn requests(&self) -> Vec<RequestCount> {

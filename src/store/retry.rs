@@ -95,10 +95,11 @@ impl Policy {
         }
     }
 
-    /// While attaching, and for short commands: an answer within 10 s.
+    /// While attaching, for short commands and for the lease: an answer within 13 s.
+    /// Swift gives each of its servers 10 s (`node_timeout`) before it does without it.
     pub fn attach() -> Policy {
         Policy {
-            give_up_after: Some(Duration::from_secs(10)),
+            give_up_after: Some(Duration::from_secs(13)),
             permanent: Permanent::Fail,
         }
     }
@@ -464,6 +465,10 @@ impl ObjectStore for Retry {
 
     fn linger(&self) -> Duration {
         self.inner.linger()
+    }
+
+    fn unsettled(&self, name: &str) -> Duration {
+        self.shared.quarantine.left(name)
     }
 
     fn requests(&self) -> Vec<RequestCount> {

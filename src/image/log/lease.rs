@@ -47,7 +47,7 @@
 //! | a candidate dies while it waits, and is started again on its machine | its epoch has no pin, so nothing is skipped |
 //! | a claim below ours cannot be found, and so not how long its lease is | it is taken to be as long as ours, or as usual |
 //! | the next claim's sender died, it lies on one server only, and somebody who saw it claims the one after it | the holder and whoever opens the volume look one epoch further; should two in a row come and go, the holder may answer flushes that had nothing to store for a while longer: what it stores meets the winner's stops |
-//! | an answer to a renewal is lost | it is repeated with the same bytes, so it need not wait for the first to be settled |
+//! | an answer to a renewal is lost | until that one is settled, all others have the same bytes, and so need not wait for it |
 //! | the look is answered 404 by servers that do not know the claim | assumed not to happen, see below |
 //!
 //! # What it assumes
@@ -321,7 +321,8 @@ pub struct Lease {
     terms: Terms,
     clock: Arc<dyn Clock>,
     lasts: Mutex<Lasts>,
-    renewals: AtomicU64,
+    /// The count in the last renewal that was sent.
+    said: AtomicU64,
     /// The claims from the newest pinned epoch to ours.
     below: Vec<Option<Claim>>,
 }
@@ -377,7 +378,7 @@ impl Lease {
             terms,
             clock,
             lasts: Mutex::default(),
-            renewals: AtomicU64::new(0),
+            said: AtomicU64::new(0),
             below: Vec::new(),
         }
     }
@@ -505,21 +506,26 @@ impl Lease {
     /// Says that we are alive, and looks.
     async fn renew(&self) -> Result<(), LogError> {
         let before = self.clock.now();
-        // One that is repeated says the same: the store waits for no other to be settled.
-        let count = self.renewals.load(Ordering::Relaxed) + 1;
+        let name = names::lease(self.epoch);
+        // While an earlier one may still take effect, this one says the same: another one
+        // would have to wait, and the lease could run out meanwhile.
+        let said = self.said.load(Ordering::Relaxed);
+        let count = match self.store.unsettled(&name).is_zero() {
+            true => said + 1,
+            false => said.max(1),
+        };
+        self.said.store(count, Ordering::Relaxed);
         let renewal = Renewal {
             epoch: self.epoch,
             attach: self.attach,
             count,
         };
-        let name = names::lease(self.epoch);
         let body = renewal.encode(self.volume, &name);
         match self.store.put(&name, body).await {
             // A later one is there already, by another proxy's clock.
             Err(error) if error.kind == ErrorKind::Superseded => {}
             other => other?,
         }
-        self.renewals.store(count, Ordering::Relaxed);
         self.look_through(&*self.store, before).await
     }
 

@@ -236,6 +236,10 @@ impl ObjectStore for Gate {
         self.inner.settle().await;
     }
 
+    fn unsettled(&self, name: &str) -> Duration {
+        self.inner.unsettled(name)
+    }
+
     fn linger(&self) -> Duration {
         self.inner.linger()
     }

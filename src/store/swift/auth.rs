@@ -183,9 +183,9 @@ impl Account {
             .request(request.method.clone(), url)
             .headers(request.headers.clone())
             .header("x-auth-token", session.token.clone());
+        let asked = sent.begin(request.method.as_str());
         let reply = http::send(request, builder, &self.timeouts).await;
-        let status = reply.as_ref().map_or(0, |reply| reply.status().as_u16());
-        sent.sent(request.method.as_str(), status);
+        asked.answered(reply.as_ref().map_or(0, |reply| reply.status().as_u16()));
         reply
     }
 

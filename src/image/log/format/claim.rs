@@ -17,7 +17,7 @@
 //! |---|---|---|
 //! | epoch | 4 | `e` |
 //! | attach id | 16 | the attachment's that owns `e` |
-//! | count | 8 | of renewals until now |
+//! | count | 8 | rises with the renewals, not with each of them |
 //!
 //! | stop, at a `root/` or `seg/` name | bytes | what |
 //! |---|---|---|
@@ -67,7 +67,7 @@ pub struct Renewal {
     pub epoch: u32,
     /// The attachment that owns it.
     pub attach: AttachId,
-    /// How many there were until now.
+    /// Rises with the renewals, not with each of them.
     pub count: u64,
 }
 

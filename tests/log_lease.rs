@@ -1,0 +1,56 @@
+//! A lease over a store that loses answers: it goes on being renewed.
+
+#[path = "support/store_fake.rs"]
+mod store_fake;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fastrand::Rng;
+use store_fake::{FakeStore, LINGER, Step};
+use swiftnbd::image::log::format::{AttachId, VolumeId};
+use swiftnbd::image::log::lease::{Clock, Lease, Terms};
+use swiftnbd::store::retry::{Policy, Retry};
+use tokio::time::{Instant, sleep};
+
+const SECONDS: u32 = 6;
+
+#[derive(Debug)]
+struct Paused(Instant);
+
+impl Clock for Paused {
+    fn now(&self) -> Duration {
+        self.0.elapsed()
+    }
+}
+
+/// The renewal that comes after one whose answer was lost says the same, and so need not
+/// wait until the lost one can take effect no more: flushes would wait with it.
+#[tokio::test(start_paused = true)]
+async fn a_lost_answer_does_not_hold_up_the_next_renewals() {
+    let fake = Arc::new(FakeStore::new([]));
+    let store = Retry::new(fake.clone(), Policy::attach(), Rng::with_seed(1));
+    let lease = Arc::new(Lease::new(
+        Arc::new(store),
+        VolumeId([1; 16]),
+        (1, AttachId([2; 16])),
+        Terms::new(SECONDS),
+        Arc::new(Paused(Instant::now())),
+    ));
+    let _keeper = lease.keeper();
+    sleep(Duration::from_secs(SECONDS.into())).await;
+    let said = fake.object("lease/00000001").unwrap();
+    for _ in 0..3 {
+        fake.then(Step::LandLate(LINGER / 2));
+        for _ in 0..4 * LINGER.as_secs() {
+            sleep(Duration::from_millis(250)).await;
+            assert!(lease.lasts(None), "{:?} left", lease.left());
+        }
+    }
+    sleep(2 * LINGER).await;
+    assert_ne!(
+        fake.object("lease/00000001").unwrap(),
+        said,
+        "it counts again"
+    );
+}
