@@ -1,12 +1,13 @@
 """Writes blocks that say what they are, reads them back, and says what was found.
 
-usage: soak.py PATH BLOCKS LEDGER HOLDER STOP
+usage: soak.py PATH BLOCKS LEDGER HOLDER STOP [trim|zero]
 
-PATH is a block device, or a file of that many blocks of 4 KiB. All that is to outlive
+PATH is a block device, or a file of that many blocks of 4 KiB; with the last word
+some of them are trimmed (where that makes zeros of any block) or zeroed. All that is to outlive
 the process is in LEDGER, a line an event, before it matters:
 
   h HOLDER                   begins to hold PATH; the events before it bind it
-  w HOLDER BLOCK VERSION     is about to write (version 0: to trim, zeros are read then)
+  w HOLDER BLOCK VERSION     is about to write (version 0: zeros)
   s HOLDER BLOCK VERSION     has synced it
   r HOLDER BLOCK VERSION     has found it, where there was more than one possibility
 
@@ -16,6 +17,7 @@ and reads until STOP exists: status 0; until the device fails: 5; until somethin
 is read than was written: 1.
 """
 
+import errno
 import fcntl
 import mmap
 import os
@@ -25,10 +27,12 @@ import sys
 import time
 
 SIZE = 4096
-BLKDISCARD = 0x1277
+# From linux/fs.h: BLKDISCARD and BLKZEROOUT.
+ZEROING = {"trim": 0x1277, "zero": 0x127F}
 RUN = 16
 
 path, blocks, ledger_path, holder, stop = sys.argv[1:6]
+zeroing = ZEROING[sys.argv[6]] if len(sys.argv) > 6 else None
 blocks, holder = int(blocks), int(holder)
 head = struct.Struct("<8sQQ")
 buffer = mmap.mmap(-1, 64 * RUN * SIZE)
@@ -100,10 +104,19 @@ def sweep():
         say("r", settled)
 
 
+def whole(transfer, first, count):
+    """All of it, or what the device fails with."""
+    done = 0
+    while done < count * SIZE:
+        now = transfer(fd, [view[done : count * SIZE]], first * SIZE + done)
+        # It has no size any more once it is disconnected.
+        if now == 0:
+            raise OSError(errno.EIO, "nothing is there")
+        done += now
+
+
 def read(first, count):
-    part = view[: count * SIZE]
-    if os.preadv(fd, [part], first * SIZE) != count * SIZE:
-        fail(f"a short read at block {first}")
+    whole(os.preadv, first, count)
 
 
 def work():
@@ -122,17 +135,16 @@ def work():
             if check(block, found) != last:
                 fail(f"block {block}: {last} was written, and an older one is read")
         return
-    version = 0 if kind < 0.35 and trims else next_version()
+    version = 0 if kind < 0.35 and zeroing else next_version()
     say("w", [(block, version) for block in run])
     for block in run:
         may.setdefault(block, [0]).append(version)
     if version == 0:
-        fcntl.ioctl(fd, BLKDISCARD, struct.pack("QQ", first * SIZE, count * SIZE))
+        fcntl.ioctl(fd, zeroing, struct.pack("QQ", first * SIZE, count * SIZE))
     else:
         for at, block in enumerate(run):
             view[at * SIZE : (at + 1) * SIZE] = content(block, version)
-        if os.pwritev(fd, [view[: count * SIZE]], first * SIZE) != count * SIZE:
-            fail(f"a short write at block {first}")
+        whole(os.pwritev, first, count)
     unsynced.update(run)
     if random.random() < 0.4:
         sync()
@@ -166,7 +178,6 @@ started, longest, counts, unsynced = time.monotonic(), 0.0, [0, 0], set()
 random.seed(f"{os.environ['TEST_SEED']} {path} {holder}")
 ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 may = begin()
-trims = path.startswith("/dev/")
 try:
     fd = os.open(path, os.O_RDWR | os.O_DIRECT)
     sweep()
@@ -174,7 +185,7 @@ try:
         before = time.monotonic()
         work()
         longest = max(longest, time.monotonic() - before)
-        time.sleep(0.05)
+        time.sleep(0.02)
     sync()
 except OSError as error:
     end(f"the device failed ({error.strerror})", 5)

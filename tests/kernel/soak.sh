@@ -84,14 +84,16 @@ pid_on() {
 
 declare -A machine_of=() device=() worker=() number=()
 holders=0
+# In format 1 a part of an object that is trimmed may stay.
+declare -A zeroed=([log]=trim [objects]=zero)
 
-# begin NAME PATH BLOCKS: somebody begins to write it and to check it.
+# begin NAME PATH [trim|zero]: somebody begins to write it and to check it.
 begin() {
     { local -; set +x; } 2>/dev/null
     holders=$((holders + 1))
     number[$1]=$holders
-    python3 "$(dirname "$0")/soak.py" "$2" "$3" "$TEST_DIR/ledger-$1" "$holders" \
-        "$work/stop-$holders" >>"$TEST_DIR/workers" 2>&1 &
+    python3 "$(dirname "$0")/soak.py" "$2" 8192 "$TEST_DIR/ledger-$1" "$holders" \
+        "$work/stop-$holders" "${@:3}" >>"$TEST_DIR/workers" 2>&1 &
     worker[$1]=$!
 }
 
@@ -102,7 +104,7 @@ take() {
     insist "$machine" attach "$name" "$@"
     device[$name]=$said
     machine_of[$name]=$machine
-    begin "$name" "$said" 8192
+    begin "$name" "$said" "${zeroed[$name]}"
 }
 
 # synced NAME TIMES: whoever writes it now has synced so many blocks.
@@ -250,7 +252,7 @@ for ((i = 0; i < 300; i++)); do
     head -c $((1 + SRANDOM % 30000)) /dev/urandom >"$work/tree/$i"
 done
 tar -C "$work" -cf "$work/tree.tar" tree
-begin files "$work/mnt/blocks" 8192
+begin files "$work/mnt/blocks"
 cat >"$work/fsx.toml" <<'END_OF_FSX'
 flen = 1048576
 [weights]
@@ -324,7 +326,7 @@ done
 insist there attach files
 device[files]=$said
 mount "$said" "$work/mnt"
-begin files "$work/mnt/blocks" 8192
+begin files "$work/mnt/blocks"
 finish files
 umount "$work/mnt"
 insist there detach files

@@ -2,11 +2,11 @@
 # Two machines, as far as names and files tell, and one volume: the second is refused
 # while the first is heard of. The first one is frozen past its lease; the second has the
 # volume then, and writes. Thawed, the first changes nothing that is read: its device
-# fails, and its log says why. Then a person takes the volume from a machine that is
+# fails, and its log says why. The same with its network cut. Then a person takes the volume from a machine that is
 # alive, with --takeover, and with unlock.
 # cases: format1 format2
 # full: format1
-# needs: swift timeout=600
+# needs: swift timeout=700
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
@@ -105,6 +105,48 @@ is "$D" 0 b
 is "$D" 1 d
 swiftnbd detach "$D"
 equal 'lock' "$(lock_of vol)" unlocked
+
+: its network is cut under load, and the second one gets it
+port=$((20000 + SRANDOM % 10000))
+setsid socat "TCP-LISTEN:$port,bind=127.0.0.1,fork" "TCP:$SWIFTNBD_HOST_IP:$SWIFTNBD_LAB_PORT" &
+relay=$!
+listens() { (: <"/dev/tcp/127.0.0.1/$port"); }
+wait_for 30 listens
+sed "s|^auth_url = .*|auth_url = \"http://127.0.0.1:$port/auth/v1.0\"|" "$config" >"$work/relayed.toml"
+chmod 600 "$work/relayed.toml"
+relayed() { timeout --kill-after 5 150 "$TEST_SWIFTNBD" --config "$work/relayed.toml" --log-file "$daemon_log" "$@"; }
+D=$(relayed attach vol)
+pid=$(pid_of vol)
+put "$D" 2 e
+# written NUMBER: blocks from the 64th on, again and again, until the device fails.
+(for ((i = 0; ; i++)); do put "$D" $((64 + i % 64)) y; echo "$i" >"$work/written"; done) 2>"$work/err" &
+writer=$!
+wait_for 60 test -s "$work/written"
+# What is on its way stands still, and arrives later.
+kill -STOP -- "-$relay"
+wait_for 120 attached
+E=$(<"$work/device")
+is "$E" 2 e
+put "$E" 2 f
+for ((i = 64; i < 128; i++)); do put "$E" "$i" g; done
+kill -CONT -- "-$relay"
+no wait $writer
+contains "$(<"$work/err")" 'Input/output error'
+wait_for 60 heard_in "$daemon_log" 'no longer ours.*\(attached by elsewhere\|somebody else attached it\)' 3
+expect 1 dd if="$D" of=/dev/null iflag=direct bs=4K count=1
+echo 3 >/proc/sys/vm/drop_caches
+is "$E" 2 f
+for ((i = 64; i < 128; i++)); do is "$E" "$i" g; done
+relayed detach "$D" --force || true
+wait_for 60 gone "$pid"
+there detach "$E"
+equal 'lock' "$(lock_of vol)" unlocked
+E=$(there attach vol)
+is "$E" 2 f
+for ((i = 64; i < 128; i++)); do is "$E" "$i" g; done
+there detach "$E"
+kill -- "-$relay"
+wait "$relay" || true
 kill "$other"
 wait "$other" || true
 no_processes
