@@ -66,12 +66,13 @@ insist() {
     trap - ERR
     until on "$@" >"$work/said" 2>"$work/why"; do
         times=$((times + 1))
-        ((SECONDS < deadline)) || fail "in vain, $times times: $*: $(<"$work/why")"
+        mv "$work/why" "$work/before"
+        ((SECONDS < deadline)) || fail "in vain, $times times: $*: $(<"$work/before")"
         sleep 1
     done
     trap on_error ERR
     said=$(<"$work/said")
-    ((times == 0)) || event "    $*: at the ${times}th repetition, before: $(tr '\n' ' ' <"$work/why" | cut -c 1-200)"
+    ((times == 0)) || event "    $*: failed $times times, at last: $(tr '\n' ' ' <"$work/before" | cut -c 1-200)"
 }
 
 # pid_on MACHINE NAME: its daemon's.
