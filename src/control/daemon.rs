@@ -246,6 +246,7 @@ async fn attach(
     };
     let number = attachment.number;
     let place = registry::identity(volume);
+    registry::forget_dead(&volume.name);
     let registered = Session::listen(number).and_then(|listener| {
         let entry = &attachment.entry;
         entry.write(number)?;

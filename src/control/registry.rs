@@ -435,6 +435,17 @@ fn read(path: &Path) -> Option<Entry> {
     serde_json::from_str(&text).ok()
 }
 
+/// Removes what attachments of this volume have left whose daemons died. Whoever calls it
+/// has the volume on this machine, so that nobody else can be attaching it.
+pub fn forget_dead(volume: &str) {
+    let entries = entries().into_iter();
+    for dead in entries.filter(|entry| entry.volume == volume && !entry.is_connected()) {
+        if let Some(device) = dead.nbd_device() {
+            remove(device);
+        }
+    }
+}
+
 /// A connection to a daemon.
 #[derive(Debug)]
 pub struct Client {

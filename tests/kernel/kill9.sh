@@ -116,6 +116,17 @@ if [[ $place == swift ]]; then
     exit
 fi
 
+: attached again on another device, it is there once
+D=$(swiftnbd attach vol)
+pid=$(pid_of vol)
+kill -KILL "$pid"
+wait_for 60 no connected "$D"
+equal 'state' "$(state_of vol)" dead
+expect 0 swiftnbd attach vol /dev/nbd9
+equal 'devices' "$(entry vol 1)" /dev/nbd9
+expect 0 swiftnbd detach vol
+equal 'devices' "$(entry vol 1)" ''
+
 : detach tidies up after a dead daemon
 D=$(swiftnbd attach vol)
 pid=$(pid_of vol)
