@@ -20,7 +20,7 @@ use swiftnbd::image::log::format::{AttachId, VolumeId, names};
 use swiftnbd::image::log::lease::{self, Clock, Lease, Standing, Terms};
 use swiftnbd::image::log::{LogError, Who, decide, recovery};
 use swiftnbd::store::memory::MemoryService;
-use swiftnbd::store::retry::{Permanent, Policy, Retry};
+use swiftnbd::store::retry::{Policy, Retry};
 use swiftnbd::store::{ErrorKind, ObjectStore};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -179,11 +179,8 @@ struct Host {
 
 impl Host {
     fn store(&self, rng: fastrand::Rng) -> Arc<dyn ObjectStore> {
-        let policy = Policy {
-            give_up_after: Some(Duration::from_secs(10)),
-            permanent: Permanent::Fail,
-        };
-        Arc::new(Retry::new(Arc::new(self.process.clone()), policy, rng))
+        let once = Arc::new(self.process.clone());
+        Arc::new(Retry::new(once, Policy::attach(), rng))
     }
 
     async fn live(mut self) {

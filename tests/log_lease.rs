@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use store_fake::{FakeStore, LINGER, Step};
+use swiftnbd::image::log::format::claim::Claim;
 use swiftnbd::image::log::format::{AttachId, VolumeId};
-use swiftnbd::image::log::lease::{Clock, Lease, Terms};
+use swiftnbd::image::log::lease::{self, Clock, Lease, Terms};
+use swiftnbd::store::ObjectStore;
 use swiftnbd::store::retry::{Policy, Retry};
 use tokio::time::{Instant, sleep};
 
@@ -39,7 +41,6 @@ async fn a_lost_answer_does_not_hold_up_the_next_renewals() {
     ));
     let _keeper = lease.keeper();
     sleep(Duration::from_secs(SECONDS.into())).await;
-    let said = fake.object("lease/00000001").unwrap();
     for _ in 0..3 {
         fake.then(Step::LandLate(LINGER / 2));
         for _ in 0..4 * LINGER.as_secs() {
@@ -47,10 +48,46 @@ async fn a_lost_answer_does_not_hold_up_the_next_renewals() {
             assert!(lease.lasts(None), "{:?} left", lease.left());
         }
     }
+    let said = fake.object("lease/00000001").unwrap();
     sleep(2 * LINGER).await;
-    assert_ne!(
-        fake.object("lease/00000001").unwrap(),
-        said,
-        "it counts again"
-    );
+    let then = fake.object("lease/00000001").unwrap();
+    assert_ne!(then, said, "it counts again");
+}
+
+/// Whoever watches it from a host of the same name does not see it counting, and sees that
+/// it is alive.
+#[tokio::test(start_paused = true)]
+async fn a_renewal_that_says_the_same_is_seen() {
+    let fake = Arc::new(FakeStore::new([]));
+    let attach = AttachId([2; 16]);
+    let claim = Claim {
+        epoch: 1,
+        attach,
+        host: "host".to_owned(),
+        unix_seconds: 0,
+        flags: 0,
+        lease: Some(SECONDS),
+    };
+    let name = "epoch/00000001";
+    let body = claim.encode(VolumeId([1; 16]), name);
+    fake.put(name, body).await.unwrap();
+    let store = Retry::new(fake.clone(), Policy::attach(), Rng::with_seed(1));
+    let lease = Arc::new(Lease::new(
+        Arc::new(store.clone()),
+        VolumeId([1; 16]),
+        (1, attach),
+        Terms::new(SECONDS),
+        Arc::new(Paused(Instant::now())),
+    ));
+    let keeper = lease.keeper();
+    sleep(Duration::from_secs(SECONDS.into())).await;
+    fake.then(Step::LandLate(LINGER / 2));
+    sleep(Duration::from_secs(SECONDS.into())).await;
+    let said = fake.object("lease/00000001");
+    let seen = lease::standing(&store).await.unwrap();
+    assert!(lease::is_renewed(&store, &seen).await.unwrap());
+    assert_eq!(fake.object("lease/00000001"), said);
+    drop(keeper);
+    let seen = lease::standing(&store).await.unwrap();
+    assert!(!lease::is_renewed(&store, &seen).await.unwrap());
 }

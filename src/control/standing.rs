@@ -57,7 +57,7 @@ pub async fn may_claim(
         ));
     }
     let lately = match age {
-        Some(age) => format!("was heard of {} s ago", age.max(&0)),
+        Some(age) => format!("was heard of {} s ago", age.seconds.max(0)),
         None => "is alive".to_owned(),
     };
     // A machine that has just started again may find what it was itself before.

@@ -34,7 +34,7 @@ use bytes::Bytes;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+use super::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 
 const DIRECTORY: &str = ".dir";
 const OBJECT: &str = ".obj";
@@ -346,7 +346,7 @@ impl ObjectStore for DirStore {
         }
     }
 
-    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         check::name("HEAD", &self.inner.name, name)?;
         let name = name.to_owned();
         self.blocking("HEAD", move |inner| inner.age(&name)).await

@@ -156,13 +156,23 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
         None
     }
 
-    /// How many seconds ago the object was last stored, by the store's own clocks;
-    /// negative where two of them disagree, `None` where it has none.
-    /// [`ErrorKind::NotFound`] if there is no object. A hint only.
-    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    /// When the object was last stored, by the store's own clocks; `None` where it has
+    /// none. [`ErrorKind::NotFound`] if there is no object. A hint only.
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         let _ = name;
         Ok(None)
     }
+}
+
+/// When an object was last stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Age {
+    /// So many seconds ago; negative where two of the store's clocks disagree. (Swift
+    /// rounds the two times that this comes from differently: -1 is just now.)
+    pub seconds: i64,
+    /// The time itself, since 1970, to the precision that the store has: another one
+    /// each time that the object is stored, if only a second later.
+    pub stored: Duration,
 }
 
 /// What a caller can do about a failure.

@@ -43,7 +43,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use self::outage::Outage;
 use self::quarantine::{Left, Quarantine};
-use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+use super::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 use crate::metrics::RequestCount;
 
 /// The longest first pause.
@@ -479,7 +479,7 @@ impl ObjectStore for Retry {
         self.inner.time()
     }
 
-    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         check::name("HEAD", "", name)?;
         self.call(Call::Get(name), || self.inner.age(name)).await
     }

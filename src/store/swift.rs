@@ -64,11 +64,12 @@ pub use self::auth::Account;
 pub use self::http::Timeouts;
 use self::request::Request;
 use self::rounds::Rounds;
-use super::{ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
+use super::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 use crate::credentials::Credentials;
 use crate::metrics::{RequestCount, Requests};
 
-/// How long a request without an answer may still take effect.
+/// How long a request without an answer may still take effect. Nothing between here and
+/// Swift's proxies may hold a whole request for longer before it passes it on.
 pub const REQUEST_LIFETIME: Duration = Duration::from_secs(30);
 /// The most by which the clocks of two proxies of one Swift may differ.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(5);
@@ -402,7 +403,7 @@ impl ObjectStore for SwiftStore {
         }
     }
 
-    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         check::name("HEAD", &self.container, name)?;
         self.confirmed(|| self.age_once(name)).await
     }

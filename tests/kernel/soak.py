@@ -33,6 +33,8 @@ RUN = 16
 
 path, blocks, ledger_path, holder, stop = sys.argv[1:6]
 zeroing = ZEROING[sys.argv[6]] if len(sys.argv) > 6 else None
+# Format 2: after any crash it is what it was at some moment.
+in_order = sys.argv[6:7] == ["trim"]
 blocks, holder = int(blocks), int(holder)
 head = struct.Struct("<8sQQ")
 buffer = mmap.mmap(-1, 64 * RUN * SIZE)
@@ -61,22 +63,29 @@ def say(kind, pairs):
 
 def begin():
     """What each block may be, from the ledger; the last is what was written last."""
+    os.write(ledger, f"h {holder}\n".encode())
     may, last = {}, 0
-    with open(ledger_path, "a+") as lines:
-        lines.seek(0)
+    with open(ledger_path) as lines:
         for line in lines:
             kind, who, *numbers = line.split()
             if kind == "h":
-                last = who
+                if int(who) == holder:
+                    break
+                last = int(who)
             # What somebody writes who has lost it is nowhere to be found.
-            elif who == last:
+            elif int(who) == last:
                 block, version = map(int, numbers)
                 if kind == "w":
                     may.setdefault(block, [0]).append(version)
                 else:
                     may[block] = [version]
-    os.write(ledger, f"h {holder}\n".encode())
-    return may
+    return may, last
+
+
+def is_over():
+    """Somebody else holds it by now: what is read here is not the last word."""
+    with open(ledger_path) as lines:
+        return any(int(line.split()[1]) > holder for line in lines if line[0] == "h")
 
 
 def check(block, found):
@@ -86,11 +95,14 @@ def check(block, found):
         if found == content(block, version):
             return version
     told = head.unpack_from(found)
+    if is_over():
+        raise OSError(errno.EIO, "somebody else has it, and has written it")
     fail(f"block {block} may be {versions} and is {told}; zeros: {not any(found)}")
 
 
 def sweep():
     """Reads all of it, and settles what was open."""
+    found, open_before = {}, {block: list(versions) for block, versions in may.items()}
     for first in range(0, blocks, 64 * RUN):
         count = min(64 * RUN, blocks - first)
         read(first, count)
@@ -98,10 +110,25 @@ def sweep():
         for at in range(count):
             block = first + at
             version = check(block, bytes(view[at * SIZE : (at + 1) * SIZE]))
+            found[block] = version
             if len(may.get(block, [0])) > 1:
                 may[block] = [version]
                 settled.append((block, version))
         say("r", settled)
+    if in_order:
+        prefix(found, open_before)
+
+
+def prefix(found, versions_of):
+    """What the last holder has written is there up to some write, and nothing after it."""
+    newest = max((found[block] for block in versions_of if found[block] >> 32 == before), default=0)
+    for block, versions in versions_of.items():
+        # Where zeros are among them, nobody can tell which.
+        if len(versions) < 2 or 0 in versions[1:]:
+            continue
+        missing = [v for v in versions[versions.index(found[block]) + 1 :] if v < newest]
+        if missing:
+            fail(f"block {block} lacks {missing}, and {newest}, written later, is there")
 
 
 def whole(transfer, first, count):
@@ -121,7 +148,6 @@ def read(first, count):
 
 def work():
     """Writes, trims and reads, as chance has it."""
-    global version, unsynced
     first = random.randrange(blocks)
     count = min(random.choice((1, 1, 2, 4, RUN)), blocks - first)
     run = range(first, first + count)
@@ -177,16 +203,18 @@ def end(text, status):
 started, longest, counts, unsynced = time.monotonic(), 0.0, [0, 0], set()
 random.seed(f"{os.environ['TEST_SEED']} {path} {holder}")
 ledger = os.open(ledger_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-may = begin()
+may, before = begin()
 try:
     fd = os.open(path, os.O_RDWR | os.O_DIRECT)
     sweep()
     while not os.path.exists(stop):
-        before = time.monotonic()
+        begun = time.monotonic()
         work()
-        longest = max(longest, time.monotonic() - before)
+        longest = max(longest, time.monotonic() - begun)
         time.sleep(0.02)
     sync()
 except OSError as error:
+    if error.errno not in (errno.EIO, errno.ENOSPC, errno.EINVAL, errno.ENXIO):
+        raise
     end(f"the device failed ({error.strerror})", 5)
 end("stopped", 0)

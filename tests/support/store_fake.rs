@@ -1,14 +1,14 @@
 //! A store whose next answers are scripted; what no step is left for works.
 #![allow(dead_code)]
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use swiftnbd::store::memory::{MemoryService, MemoryStore};
-use swiftnbd::store::{ErrorKind, Listed, Metadata, ObjectStore, StoreError};
+use swiftnbd::store::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError};
 use tokio::time::{Instant, sleep};
 
 /// How long this store's writes linger when nothing else is said.
@@ -32,6 +32,9 @@ pub enum Step {
 pub struct FakeStore {
     inner: MemoryStore,
     steps: Mutex<VecDeque<Step>>,
+    /// When each object was last stored, but by [`Step`]s.
+    stored: Mutex<HashMap<String, Instant>>,
+    made: Instant,
     /// When each request began, and what it was.
     pub log: Mutex<Vec<(Instant, String)>>,
 }
@@ -54,6 +57,8 @@ impl FakeStore {
         FakeStore {
             inner: service.store("box"),
             steps: Mutex::new(steps.into_iter().collect()),
+            stored: Mutex::default(),
+            made: Instant::now(),
             log: Mutex::default(),
         }
     }
@@ -123,6 +128,8 @@ impl ObjectStore for FakeStore {
 
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
         self.step("put", Some((name, Some(body.clone())))).await?;
+        let (now, name_of) = (Instant::now(), name.to_owned());
+        self.stored.lock().unwrap().insert(name_of, now);
         self.inner.put(name, body).await
     }
 
@@ -171,5 +178,13 @@ impl ObjectStore for FakeStore {
 
     fn linger(&self) -> Duration {
         LINGER
+    }
+
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
+        let stored = self.stored.lock().unwrap().get(name).copied();
+        Ok(stored.map(|stored| Age {
+            seconds: stored.elapsed().as_secs().try_into().unwrap(),
+            stored: stored - self.made,
+        }))
     }
 }

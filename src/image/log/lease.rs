@@ -71,7 +71,7 @@ use super::format::{AttachId, VolumeId, names};
 use super::place::read_object;
 use super::{Who, recovery};
 use crate::image::vital::vital;
-use crate::store::{ErrorKind, ObjectStore, StoreError};
+use crate::store::{Age, ErrorKind, ObjectStore, StoreError};
 
 /// The most by which the clocks of a store's proxies may differ.
 const SKEW: Duration = crate::store::swift::CLOCK_SKEW;
@@ -161,9 +161,8 @@ pub enum Standing {
         claim: Box<Claim>,
         /// Its last renewal; 0: none was seen.
         renewals: u64,
-        /// How long ago that was, or the claim, by the store's clock in seconds;
-        /// negative where two of its servers disagree, `None` where it has no clock.
-        age: Option<i64>,
+        /// How long ago that was, or the claim; `None` where the store has no clock.
+        age: Option<Age>,
     },
 }
 
@@ -179,7 +178,7 @@ impl Standing {
             Standing::Free => false,
             Standing::Claimed { claim, age, .. } => {
                 let length = i64::from(claim.lease.unwrap_or(0));
-                age.is_some_and(|age| (0..length).contains(&age))
+                age.is_some_and(|age| (-1..length).contains(&age.seconds))
             }
         }
     }
@@ -224,7 +223,9 @@ pub async fn standing(store: &dyn ObjectStore) -> Result<Standing, LogError> {
 /// nothing changed.
 pub async fn is_renewed(store: &dyn ObjectStore, seen: &Standing) -> Result<bool, LogError> {
     let Standing::Claimed {
-        claim, renewals, ..
+        claim,
+        renewals,
+        age,
     } = seen
     else {
         return Ok(false);
@@ -240,9 +241,15 @@ pub async fn is_renewed(store: &dyn ObjectStore, seen: &Standing) -> Result<bool
             Standing::Claimed {
                 claim: now,
                 renewals: newer,
-                ..
-            } if now.attach != claim.attach || newer > *renewals => return Ok(true),
-            Standing::Claimed { .. } => {}
+                age: later,
+            } => {
+                // The same may be stored again.
+                let stored = |age: Option<Age>| age.map(|age| age.stored);
+                let again = stored(later) > stored(*age);
+                if now.attach != claim.attach || newer > *renewals || again {
+                    return Ok(true);
+                }
+            }
         }
     }
     Ok(false)

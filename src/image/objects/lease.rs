@@ -17,11 +17,13 @@
 //! | sequence of events | what closes it |
 //! |---|---|
 //! | the holder is frozen or cut off, another takes the volume over, the first one goes on | its lease has ended; the first thing that it may do is to look, and it finds the claim |
-//! | it was frozen when a write was half sent | what arrived before is cut off by the server, which waits no longer than the new owner; what is sent later is not, for each part asks whether the lease lasts |
+//! | it was frozen when a write was half sent | the rest is never sent, for each part asks whether the lease lasts, and half a body is stored nowhere |
 //! | its last write sits in a proxy while the next owner begins | that one has waited as long as a request can live |
+//! | its last write sits in its own kernel, whose network is cut | the kernel gives up a connection on which nothing was acknowledged for longer than a request may live |
 //! | a daemon dies and is started again on the same machine | its lease is not waited for, its requests are |
 //! | a candidate dies while it waits | its claim was not released, so the one before it counts as well |
 //! | two claim at once | the higher one goes on; the lower one sees it and withdraws |
+//! | something on the way to Swift has a whole request and passes it on when it has lived longer than that | nothing: see [`REQUEST_LIFETIME`](crate::store::swift::REQUEST_LIFETIME) |
 //! | the process stands still between the look at the clock and the system call that sends | nothing: a process that is stopped there for longer than all of this, and then goes on, writes over what the next owner wrote. The time between the two is some microseconds |
 
 use std::future::{pending, poll_fn};
@@ -44,7 +46,7 @@ use crate::image::log::{LogError, Who, recovery};
 use crate::image::vital::vital;
 use crate::image::{Extent, Image, ImageError, Stats};
 use crate::metrics::RequestCount;
-use crate::store::{ErrorKind, Listed, Metadata, ObjectStore, StoreError};
+use crate::store::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError};
 
 /// What the objects of the lease say of their volume: in format 1 it has no name.
 const VOLUME: VolumeId = VolumeId(*b"swiftnbd format1");
@@ -248,7 +250,7 @@ impl ObjectStore for Gate {
         self.inner.time()
     }
 
-    async fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    async fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         self.inner.age(name).await
     }
 

@@ -8,14 +8,14 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use nix::errno::Errno;
 
 use super::files::{self, Damage, ReadError};
 use super::{DIRECTORY, Inner, MAX_KNOWN, OBJECT};
-use crate::store::{ErrorKind, StoreError};
+use crate::store::{Age, ErrorKind, StoreError};
 
 impl Inner {
     pub(super) fn get(&self, name: &str) -> Result<Bytes, StoreError> {
@@ -33,15 +33,19 @@ impl Inner {
         files::read_range(&path, offset, length).map_err(|error| self.not_read(name, &path, error))
     }
 
-    /// Its age by the file system's clock, in seconds.
-    pub(super) fn age(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    /// Its age by the file system's clock.
+    pub(super) fn age(&self, name: &str) -> Result<Option<Age>, StoreError> {
         let path = self.path("HEAD", name)?;
         let stored = fs::metadata(&path).and_then(|found| found.modified());
         let stored = stored.map_err(|error| self.not_read(name, &path, ReadError::Io(error)))?;
         let seconds = |time: Duration| i64::try_from(time.as_secs()).unwrap_or(i64::MAX);
-        Ok(Some(match SystemTime::now().duration_since(stored) {
+        let age = match SystemTime::now().duration_since(stored) {
             Ok(age) => seconds(age),
             Err(ahead) => -seconds(ahead.duration()) - 1,
+        };
+        Ok(Some(Age {
+            seconds: age,
+            stored: stored.duration_since(UNIX_EPOCH).unwrap_or_default(),
         }))
     }
 

@@ -13,6 +13,7 @@ use reqwest::header::{ACCEPT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use reqwest::{Body, Certificate, Client, RequestBuilder, Response};
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::REQUEST_LIFETIME;
 use super::request::{Request, reason};
 use crate::credentials::Tls;
 use crate::store::{ErrorKind, StoreError};
@@ -76,6 +77,9 @@ pub(super) fn client(timeouts: &Timeouts, tls: &Tls) -> Result<Client, StoreErro
         .no_proxy()
         .tcp_nodelay(true)
         .connect_timeout(timeouts.connect)
+        // Also after we have given a request up and closed its connection: what the kernel
+        // still has of it must not arrive when nobody reckons with it any more.
+        .tcp_user_timeout(REQUEST_LIFETIME)
         // Servers close idle connections after 60 s or so. One that is closed
         // just as it is used again costs a write its certainty.
         .pool_idle_timeout(Duration::from_secs(15))

@@ -3,6 +3,8 @@
 //! Knows: which answers are successes, and how a body is checked. Does not know: when
 //! a 404 is believed (see the [module above](super)).
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use reqwest::header::{
     CONTENT_TYPE, DATE, ETAG, HeaderMap, HeaderName, HeaderValue, IF_NONE_MATCH, LAST_MODIFIED,
@@ -12,7 +14,7 @@ use reqwest::{Method, Response};
 
 use super::request::Request;
 use super::{CLOCK_SKEW, SwiftStore, answer, finish, http, no_container};
-use crate::store::{ErrorKind, StoreError, check};
+use crate::store::{Age, ErrorKind, StoreError, check};
 
 impl SwiftStore {
     /// The answer to a request for an object's newest version, if it is there.
@@ -39,12 +41,14 @@ impl SwiftStore {
         answer::etag(reply.headers()).ok_or_else(missing)
     }
 
-    pub(super) async fn age_once(&self, name: &str) -> Result<Option<i64>, StoreError> {
+    pub(super) async fn age_once(&self, name: &str) -> Result<Option<Age>, StoreError> {
         let (_, reply) = self.newest(Method::HEAD, name).await?;
-        let date = |name| answer::date(reply.headers(), name).map(|seconds| seconds as i64);
-        Ok(date(DATE)
-            .zip(date(LAST_MODIFIED))
-            .map(|(now, then)| now - then))
+        let date = |name| answer::date(reply.headers(), name);
+        let known = date(DATE).zip(date(LAST_MODIFIED));
+        Ok(known.map(|(now, stored)| Age {
+            seconds: now as i64 - stored as i64,
+            stored: Duration::from_secs(stored),
+        }))
     }
 
     pub(super) async fn get_once(&self, name: &str) -> Result<Bytes, StoreError> {
