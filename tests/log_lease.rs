@@ -41,8 +41,8 @@ async fn a_lost_answer_does_not_hold_up_the_next_renewals() {
     ));
     let _keeper = lease.keeper();
     sleep(Duration::from_secs(SECONDS.into())).await;
-    for _ in 0..3 {
-        fake.then(Step::LandLate(LINGER / 2));
+    for lost in [Step::LandLate, Step::HangAndLand, Step::LandLate] {
+        fake.then(lost(LINGER / 2));
         for _ in 0..4 * LINGER.as_secs() {
             sleep(Duration::from_millis(250)).await;
             assert!(lease.lasts(None), "{:?} left", lease.left());

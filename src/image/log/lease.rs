@@ -10,7 +10,8 @@
 //!   that answered, then looks for a claim of the next epoch, and of the one after that,
 //!   whose claimant may have seen what is hidden from us. If there is none the lease
 //!   lasts until *L* after the moment before these requests were sent, by a clock that
-//!   counts suspended time, too. If there is one the volume is lost, for good.
+//!   counts suspended time, too. If there is one the volume is lost, for good. The next
+//!   renewal does not wait for the answers to this one.
 //! - A FLUSH is answered only after every segment up to its own is durable, and then
 //!   either the lease still lasts, by this machine's clock and by the store's; or a look
 //!   that began after the last of these answers found no later claim.
@@ -47,7 +48,7 @@
 //! | a candidate dies while it waits, and is started again on its machine | its epoch has no pin, so nothing is skipped |
 //! | a claim below ours cannot be found, and so not how long its lease is | it is taken to be as long as ours, or as usual |
 //! | the next claim's sender died, it lies on one server only, and somebody who saw it claims the one after it | the holder and whoever opens the volume look one epoch further; should two in a row come and go, the holder may answer flushes that had nothing to store for a while longer: what it stores meets the winner's stops |
-//! | an answer to a renewal is lost | until that one is settled, all others have the same bytes, and so need not wait for it |
+//! | an answer to a renewal is lost, or does not come | until that one is settled, all others have the same bytes, and so need not wait for it |
 //! | the look is answered 404 by servers that do not know the claim | assumed not to happen, see below |
 //!
 //! # What it assumes
@@ -58,12 +59,13 @@
 //! what the other was answered after that is lost.
 //! A virtual machine that is restored from an image of its memory is outside of it, too.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio::time::{Duration, sleep};
+use tokio::time::{Duration, Instant, sleep, sleep_until};
 
 use super::error::LogError;
 use super::format::claim::{Claim, JOURNAL, Release, Renewal};
@@ -75,6 +77,9 @@ use crate::store::{Age, ErrorKind, ObjectStore, StoreError};
 
 /// The most by which the clocks of a store's proxies may differ.
 const SKEW: Duration = crate::store::swift::CLOCK_SKEW;
+
+/// So many renewals may wait for their answers at a time.
+const AT_ONCE: usize = 4;
 
 /// A clock of this machine that counts the time in which it was suspended.
 pub trait Clock: Send + Sync + std::fmt::Debug {
@@ -330,8 +335,30 @@ pub struct Lease {
     lasts: Mutex<Lasts>,
     /// The count in the last renewal that was sent.
     said: AtomicU64,
+    /// Renewals that are not answered yet.
+    under_way: AtomicUsize,
     /// The claims from the newest pinned epoch to ours.
     below: Vec<Option<Claim>>,
+}
+
+/// A renewal that is not answered yet.
+struct UnderWay<'a> {
+    count: &'a AtomicUsize,
+    /// There was no other when it began.
+    alone: bool,
+}
+
+impl UnderWay<'_> {
+    fn begin(count: &AtomicUsize) -> UnderWay<'_> {
+        let alone = count.fetch_add(1, Ordering::Relaxed) == 0;
+        UnderWay { count, alone }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.count.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// Keeps a lease until it is dropped.
@@ -386,6 +413,7 @@ impl Lease {
             clock,
             lasts: Mutex::default(),
             said: AtomicU64::new(0),
+            under_way: AtomicUsize::new(0),
             below: Vec::new(),
         }
     }
@@ -517,7 +545,8 @@ impl Lease {
         // While an earlier one may still take effect, this one says the same: another one
         // would have to wait, and the lease could run out meanwhile.
         let said = self.said.load(Ordering::Relaxed);
-        let count = match self.store.unsettled(&name).is_zero() {
+        let under_way = UnderWay::begin(&self.under_way);
+        let count = match under_way.alone && self.store.unsettled(&name).is_zero() {
             true => said + 1,
             false => said.max(1),
         };
@@ -547,23 +576,33 @@ impl Lease {
         Keeper { lost, task }
     }
 
-    /// Renews until a later claim is seen, and returns it.
+    /// Renews until a later claim is seen, and returns it. The next renewal does not wait
+    /// for the one before it, which may be on a connection that is dead.
     pub async fn keep(&self) -> LogError {
         let mut failed_since = None;
+        let mut under_way = FuturesUnordered::new();
         loop {
-            match self.renew().await {
-                Ok(()) => {
-                    if let Some(since) = failed_since.take() {
-                        let seconds = self.clock.now().saturating_sub(since).as_secs();
-                        tracing::warn!("the lease is renewed again, after {seconds} s");
-                    }
-                    sleep(self.terms.between()).await;
+            under_way.push(self.renew());
+            let mut next = Instant::now() + self.terms.between();
+            loop {
+                let full = under_way.len() >= AT_ONCE;
+                tokio::select! {
+                    biased;
+                    Some(renewed) = under_way.next() => match renewed {
+                        Ok(()) => {
+                            if let Some(since) = failed_since.take() {
+                                let seconds = self.clock.now().saturating_sub(since).as_secs();
+                                tracing::warn!("the lease is renewed again, after {seconds} s");
+                            }
+                        }
+                        Err(LogError::Store(error)) => {
+                            self.cannot_renew(&error, &mut failed_since);
+                            next = next.min(Instant::now() + self.terms.between() / 4);
+                        }
+                        Err(lost) => return lost,
+                    },
+                    () = sleep_until(next), if !full => break,
                 }
-                Err(LogError::Store(error)) => {
-                    self.cannot_renew(&error, &mut failed_since);
-                    sleep(self.terms.between() / 4).await;
-                }
-                Err(lost) => return lost,
             }
         }
     }
