@@ -200,17 +200,7 @@ left "$pid"
 lab restart proxy
 sed "s|$journals|$work/elsewhere|" "$config" >"$work/there.toml"
 chmod 600 "$work/there.toml"
-# shellcheck disable=SC2016
-unshare --uts --mount bash -c '
-    hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && touch "$1" && exec sleep infinity
-' bash "$work/ready" &
-other=$!
-wait_for 30 test -e "$work/ready"
-# there ARGUMENT...: on the second machine.
-there() {
-    timeout --kill-after 5 150 nsenter --target "$other" --mount --uts \
-        "$TEST_SWIFTNBD" --config "$work/there.toml" --log-file "$TEST_DIR/there.log" "$@"
-}
+second_machine "$work/there.toml"
 expect 3 there attach vol
 contains "$err" "$(hostname)" journal --takeover
 expect 1 swiftnbd detach "$D"
@@ -222,7 +212,7 @@ equal 'block 9' "$(block 9)" y
 head -c 4096 /dev/zero | tr '\0' e |
     dd of="$D" bs=4096 seek=10 oflag=direct conv=fsync,notrunc status=none
 expect 0 there detach vol
-kill "$other"
+kill "$second"
 
 : the first one comes back: nothing of its journal is in the volume, and it is kept
 expect 0 swiftnbd attach vol

@@ -110,6 +110,24 @@ elsewhere() {
     ' bash "$TEST_SWIFTNBD" "${options[@]}" "$@"
 }
 
+# second_machine [CONFIG]: one like that which lasts, with that configuration or the
+# test's; `there` is on it. Its process is $second.
+second_machine() {
+    there_config=${1:-$config}
+    # shellcheck disable=SC2016
+    unshare --uts --mount bash -c '
+        hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && touch "$1" && exec sleep infinity
+    ' bash "$work/second" &
+    second=$!
+    wait_for 30 test -e "$work/second"
+}
+
+# there ARGUMENT...: swiftnbd on the second machine.
+there() {
+    timeout --kill-after 5 "${patience:-150}" nsenter --target "$second" --mount --uts \
+        "$TEST_SWIFTNBD" --config "$there_config" --log-file "$TEST_DIR/there.log" "$@"
+}
+
 # volumes dir|swift NAME...: write the configuration; with journals in $journals, if that
 # is set.
 volumes() {

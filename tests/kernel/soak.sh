@@ -39,24 +39,14 @@ event() {
 
 # ---- two machines ----
 
-# shellcheck disable=SC2016
-unshare --uts --mount bash -c '
-    hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && touch "$1" && exec sleep infinity
-' bash "$work/ready" &
-elsewhere=$!
-wait_for 30 test -e "$work/ready"
+second_machine
 
 # on here|there ARGUMENT...: swiftnbd on that machine.
 on() {
     { local -; set +x; } 2>/dev/null
-    local machine=$1
+    local machine=$1 patience=300
     shift
-    if [[ $machine == here ]]; then
-        patience=300 swiftnbd "$@"
-        return
-    fi
-    timeout --kill-after 5 300 nsenter --target "$elsewhere" --mount --uts \
-        "$TEST_SWIFTNBD" --config "$config" --log-file "$TEST_DIR/there.log" "$@"
+    if [[ $machine == here ]]; then swiftnbd "$@"; else there "$@"; fi
 }
 # other MACHINE
 other() { if [[ $1 == here ]]; then echo there; else echo here; fi; }
@@ -366,6 +356,6 @@ for name in files "${moved[@]}"; do
     event "$name: $(grep -c '^h' "$TEST_DIR/ledger-$name") holders, $(grep -c '^s' "$TEST_DIR/ledger-$name") blocks synced"
 done
 for what in "${!happened[@]}"; do event "$what: ${happened[$what]} times"; done
-kill "$elsewhere"
-wait "$elsewhere" || true
+kill "$second"
+wait "$second" || true
 no_processes

@@ -2,8 +2,8 @@
 # Two machines, as far as names and files tell, and one volume: the second is refused
 # while the first is heard of. The first one is frozen past its lease; the second has the
 # volume then, and writes. Thawed, the first changes nothing that is read: its device
-# fails, and its log says why. The same with its network cut. Then a person takes the volume from a machine that is
-# alive, with --takeover, and with unlock.
+# fails, and its log says why. A person takes the volume from a machine that is alive,
+# with --takeover, and with unlock. Last, the first one's network is cut while it writes.
 # cases: format1 format2
 # full: format1
 # needs: swift timeout=700
@@ -15,17 +15,7 @@ lease=4s
 volumes swift vol
 swiftnbd setup vol --size 64M --format "${TEST_CASE#format}"
 
-# shellcheck disable=SC2016
-unshare --uts --mount bash -c '
-    hostname elsewhere && mount -t tmpfs tmpfs /run/swiftnbd && touch "$1" && exec sleep infinity
-' bash "$work/ready" &
-other=$!
-wait_for 30 test -e "$work/ready"
-# there ARGUMENT...: on the second machine.
-there() {
-    timeout --kill-after 5 "${patience:-150}" nsenter --target "$other" --mount --uts \
-        "$TEST_SWIFTNBD" --config "$config" --log-file "$TEST_DIR/there.log" "$@"
-}
+second_machine
 
 # put DEVICE BLOCK LETTER: a block of that letter, durable.
 put() {
@@ -157,6 +147,6 @@ for ((i = 64; i < 128; i++)); do is "$E" "$i" g; done
 there detach "$E"
 kill -- "-$relay"
 wait "$relay" || true
-kill "$other"
-wait "$other" || true
+kill "$second"
+wait "$second" || true
 no_processes
