@@ -146,7 +146,8 @@ Common mistakes:
     volume: make sure that the holder which `swiftnbd list` shows is dead, not only out
     of reach.
   - To unlock one after a crash: there is no need to; `attach` takes it up when the
-    lease of the dead has run out, on the same machine without waiting for that.
+    lease of the dead has run out, and without waiting for that where only the daemon
+    died.
   - To unlock what is attached on this machine: `swiftnbd detach` does.")]
     Unlock(Name),
     /// Make an image file of a volume
@@ -207,7 +208,7 @@ pub struct Attach {
     #[arg(long)]
     pub read_only: bool,
     /// Take it from a holder that may be alive: what that one was not told to be
-    /// stored is lost
+    /// stored is lost, and what only its journal has
     #[arg(long)]
     pub takeover: bool,
     /// Stay in the foreground
@@ -233,8 +234,8 @@ Examples:
 
 Common mistakes:
   - The device is mounted or in use: unmount it first. Nothing is lost by trying.
-  - --force while Swift is away: what is not stored yet is lost. Without it,
-    everything waits until Swift is back.
+  - --force while Swift is away: what is not stored yet is lost, unless a journal has
+    it. Without it, everything waits until Swift is back.
   - `nbd-client -d` instead: it does not care whether the device is in use.")]
 pub struct Detach {
     /// The device, or the volume on it
@@ -255,8 +256,8 @@ Examples:
   swiftnbd restart /dev/nbd0
   swiftnbd restart all                 # after an upgrade
 
-What is mounted stays mounted, and what runs goes on after a pause, mostly of less
-than a second: the new program is tried before the old one stops. It reads the
+What is mounted stays mounted, and what runs goes on after a pause, mostly of a second
+or two: the new program is tried before the old one stops. It reads the
 configuration again, so that new limits hold from then on. If it cannot do its work,
 the old one goes on, and the status is not 0.
 
@@ -306,7 +307,9 @@ Examples:
 
 With --watch, READ and WRITE are bytes in that second, REQUESTS what the kernel asked
 for, STORE what Swift was asked for; FOUND is the part of the looks into the cache that
-found something. With --json as well, a line a second.
+found something; DIRTY is not in Swift yet, BEHIND how old that is, LEASE how long the
+volume stays ours if Swift goes away now. With --json as well, a line a second, of totals
+since the device was attached or restarted.
 
 Common mistakes:
   - To look here for a volume that another machine has: `swiftnbd list` shows who

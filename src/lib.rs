@@ -15,8 +15,9 @@
 //! netlink, processes, `/sys` and `/run`. [`config`] turns files and the
 //! environment into checked settings (who we are to Swift in the words of
 //! [`credentials`]), [`cli`] has the command line's types, [`compat`] those of the
-//! original's programs, [`manual`] makes the manual of them, and [`error`] is what
-//! a user sees. Imports point down only; a test checks it.
+//! original's programs, [`manual`] makes the manual of them, [`metrics`] has the counters
+//! that each layer keeps, and [`error`] is what a user sees. Imports point down only; a
+//! test checks it.
 //!
 //! # A write, from the kernel to Swift
 //! The kernel's nbd driver sends WRITE over one end of a socketpair.
@@ -27,7 +28,8 @@
 //! table of dirty objects, which are overwritten in place. Either way requests go
 //! through [`store::retry`], which waits out whatever fails, to [`store::swift`], for
 //! which only 201 means stored; FLUSH is answered when everything that was answered
-//! before it has its 201.
+//! before it has its 201, or is in the journal ([`image::log::journal`]) where one was
+//! asked for.
 
 pub mod cli;
 pub mod compat;

@@ -13,7 +13,7 @@
 //! | the old program's last requests take effect after the new one has begun | they have ended, and what they wrote has names that are the old attachment's |
 //! | another machine takes the volume in the pause | its lease is one like any other: it lasts longer than the pause, and if it does not, the new program finds the claim, and the device fails |
 //! | the new program fails although it was tried | the old one, which it has as a descriptor, is started in its place |
-//! | so does that one, or the process is killed in the pause | the guardian disconnects the device: an end like that of any crash |
+//! | so does that one, or the process is killed in the pause | an end like that of any crash: the guardian disconnects the device, or with a journal it waits for another daemon |
 //! | the netlink socket that connected the device is closed, and the newest kernels end the device with it | it is passed on |
 //! | SIGTERM comes in the pause | it is blocked, and waits for the new program |
 //! | Swift goes away in the pause | the new program waits for it, as a device does |

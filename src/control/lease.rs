@@ -46,7 +46,7 @@ pub(super) fn check_limits(volume: &Volume, layout: &Layout) -> Result<()> {
         return Ok(());
     }
     let (name, dirty) = (&volume.name, format_size(volume.dirty));
-    let text = format!("volume {name}: dirty = \"{dirty}\" is less than four of its objects take");
+    let text = format!("volume {name}: dirty = \"{dirty}\" is too little for its objects");
     Err(Error::usage(text).hint(format!("it must be at least {}", format_size(least))))
 }
 

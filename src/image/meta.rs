@@ -1,7 +1,8 @@
 //! What a container says about the volume in it, in the original's words:
 //! `X-Container-Meta-Swiftnbd-{Version,Objects,Object-Size,Client,Last}`; in format 2
 //! `Size` and `Block-Size` instead of `Objects` and `Object-Size`. The
-//! lock is the same in both formats.
+//! lock looks the same in both formats; among programs that have a lease it decides
+//! nothing.
 //!
 //! Client is the lock: empty or absent means unlocked.
 

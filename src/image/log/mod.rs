@@ -1,7 +1,7 @@
 //! Format 2: a log of immutable segments, and a map of the device.
 //!
-//! Knows: blocks, segments, the map, epochs. Does not know: NBD, devices, HTTP, leases
-//! in a container's metadata.
+//! Knows: blocks, segments, the map, epochs, leases. Does not know: NBD, devices, HTTP,
+//! the lock in a container's metadata.
 //!
 //! # The parts
 //! | module | what it does |
@@ -24,7 +24,8 @@
 //! | [`check`] | reads everything and says what is damaged |
 //!
 //! # A write
-//! It is copied into the open segment and answered. When that is full, a few seconds
+//! It is copied into the open segment and, once the journal has it, if there is one,
+//! answered. When that is full, a few seconds
 //! old, or a FLUSH comes, it is sealed: encoded, stored, and published once every
 //! segment before it is durable; only then does the map show it. Until then reads find
 //! it in [`pending`]. Each rule, and the sequence of events that it closes, is in the
@@ -33,9 +34,8 @@
 //! # One writer
 //! Names carry the epoch and the attach id, so an older writer that is still alive
 //! writes objects that nobody reads; the next segment or root that it creates meets
-//! the stop that its successor left there, and it gives up for good. What it answered
-//! between its successor's claim and that moment is lost: a lease must make it stop
-//! before (the lock in the container's metadata is a person's word).
+//! the stop that its successor left there, and it gives up for good. Its [`lease`] has
+//! made it stop to answer flushes before.
 
 pub mod applier;
 pub mod check;

@@ -51,8 +51,8 @@ async fn lock_this(
     }
 }
 
-/// Shows `holder` as who has the volume, whoever was shown before. In format 2 the
-/// lease decides; this is for people and for the original's tools.
+/// Shows `holder` as who has the volume, whoever was shown before. The lease has decided;
+/// this is for people and for the original's tools.
 pub async fn show(
     store: &dyn ObjectStore,
     holder: &Holder,
