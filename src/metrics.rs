@@ -2,7 +2,8 @@
 //! reads them.
 //!
 //! Knows: numbers. Does not know: what they are of, nor who reads them. A counter costs
-//! one atomic addition where the work is done; it begins at 0 with the process.
+//! one atomic addition where the work is done; it begins at 0 with the program, and again
+//! when a restart replaces that.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};

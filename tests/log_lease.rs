@@ -54,6 +54,34 @@ async fn a_lost_answer_does_not_hold_up_the_next_renewals() {
     assert_ne!(then, said, "it counts again");
 }
 
+/// Whoever ends waits for what was written, not for renewals, of which there may be one at
+/// any time.
+#[tokio::test(start_paused = true)]
+async fn the_end_does_not_wait_for_a_renewal() {
+    let fake = Arc::new(FakeStore::new([]));
+    let store = Retry::new(fake.clone(), Policy::attach(), Rng::with_seed(1));
+    let lease = Arc::new(Lease::new(
+        Arc::new(store.clone()),
+        VolumeId([1; 16]),
+        (1, AttachId([2; 16])),
+        Terms::new(SECONDS),
+        Arc::new(Paused(Instant::now())),
+    ));
+    for _ in 0..3 {
+        fake.then(Step::HangAndLand(LINGER / 2));
+    }
+    let keeper = lease.keeper();
+    sleep(Duration::from_secs(SECONDS.into()) / 2).await;
+    let began = Instant::now();
+    store.settle().await;
+    drop(keeper);
+    tokio::task::yield_now().await;
+    store.settle().await;
+    assert_eq!(began.elapsed(), Duration::ZERO);
+    let name = "lease/00000001";
+    assert!(!store.unsettled(name).is_zero(), "they may still land");
+}
+
 /// Whoever watches it from a host of the same name does not see it counting, and sees that
 /// it is alive.
 #[tokio::test(start_paused = true)]

@@ -18,7 +18,7 @@ use swiftnbd::image::log::format::AttachId;
 use swiftnbd::image::log::lease::{Clock, Terms};
 use swiftnbd::image::log::{LogError, Who};
 use swiftnbd::image::objects::layout::Layout;
-use swiftnbd::image::objects::lease::{Before, Leased};
+use swiftnbd::image::objects::lease::{Before, HALF_SENT, Leased, wait_out};
 use swiftnbd::image::objects::{Limits, Objects};
 use swiftnbd::image::{Image, ImageError};
 use swiftnbd::store::ObjectStore;
@@ -49,6 +49,77 @@ fn a_holder_who_lost_the_volume_changes_nothing() {
         })
         .collect();
     assert!(failed.is_empty(), "seeds failed: {failed:?}");
+}
+
+fn volume(level: u32) -> FaultStore {
+    let memory = MemoryService::new().store("volume");
+    FaultStore::new(Arc::new(memory), Faults::level(level), 1)
+}
+
+/// A holder who was stopped may have begun a write, and have the rest of it in the buffers
+/// of a connection: Swift waits for that longer than a short lease and a request's life.
+/// One that is dead for certain has ended its connections.
+#[tokio::test(start_paused = true)]
+async fn a_write_that_is_half_sent_is_waited_for() {
+    let store = volume(0);
+    store.create().await.unwrap();
+    let mut rng = fastrand::Rng::with_seed(1);
+    let short = |who: Who| Who {
+        terms: Terms::new(3),
+        ..who
+    };
+    let first = short(who(&mut rng, "first:1@1"));
+    let process = store.another();
+    let stopped = attach(&process, &first, rng.fork()).await.unwrap();
+    process.crash();
+    drop(stopped);
+
+    let began = Instant::now();
+    let dead = Who {
+        dead: vec![first.attach],
+        ..short(who(&mut rng, "first:2@2"))
+    };
+    let process = store.another();
+    let again = attach(&process, &dead, rng.fork()).await.unwrap();
+    assert!(began.elapsed() < HALF_SENT - Duration::from_secs(1));
+    process.crash();
+    drop(again);
+
+    let began = Instant::now();
+    let other = short(who(&mut rng, "second:3@3"));
+    let _second = attach(&store.another(), &other, rng.fork()).await.unwrap();
+    assert!(began.elapsed() >= HALF_SENT, "{:?}", began.elapsed());
+}
+
+/// What whoever comes next sees of a holder at each end.
+#[tokio::test(start_paused = true)]
+async fn a_lock_without_a_claim_is_told_apart() {
+    let store = volume(0);
+    store.create().await.unwrap();
+    let mut rng = fastrand::Rng::with_seed(2);
+    let mine = who(&mut rng, "first:1@1");
+    let first = attach(&store, &mine, rng.fork()).await.unwrap();
+    let held = Before::find(&store).await.unwrap();
+    assert!(held.is_of("first:1@1") && held.is_unclean());
+    assert!(held.released_by("first:1@1").is_none());
+
+    first.close().await.unwrap();
+    let released = Before::find(&store).await.unwrap();
+    assert!(released.released_by("first:1@1").is_some());
+    assert!(released.released_by("python:1@1").is_none());
+    assert!(!released.is_of("first:1@1") && !released.is_unclean());
+    assert!(released.of_another_than("first:1@1").is_none());
+
+    // Somebody who died before he could show himself.
+    let other = who(&mut rng, "second:2@2");
+    let second = attach(&store, &other, rng.fork()).await.unwrap();
+    drop(second);
+    let taken = Before::find(&store).await.unwrap();
+    assert!(taken.released_by("first:1@1").is_some());
+    assert_eq!(
+        taken.of_another_than("first:1@1").map(|claim| claim.attach),
+        Some(other.attach)
+    );
 }
 
 fn run(seed: u64) {
@@ -98,16 +169,9 @@ async fn attach(
     let unclean = before.is_unclean();
     let lease = Arc::new(before.claim(Arc::clone(&store), who).await?);
     let mut kept = lease.keeper();
-    let alone = async {
-        lease.wait_out(who).await?;
-        if unclean {
-            sleep(store.linger()).await;
-        }
-        Ok::<_, LogError>(())
-    };
     tokio::select! {
         biased;
-        alone = alone => alone?,
+        alone = wait_out(&lease, who, unclean, store.linger(), |_| {}) => alone?,
         lost = kept.lost() => return Err(lost),
     }
     let limits = Limits {

@@ -19,12 +19,12 @@ use crate::config::{Flush, Volume, format_size};
 use crate::device::Device;
 use crate::error::{Error, Exit, Result};
 use crate::image::Image;
-use crate::image::log::Who;
 use crate::image::log::format::AttachId;
+use crate::image::log::{self, LogError, Who};
 use crate::image::meta::{self, Format, Holder, MetaError};
 use crate::image::objects::Limits;
 use crate::image::objects::layout::Layout;
-use crate::image::objects::lease::Before;
+use crate::image::objects::lease::{Before, wait_out};
 use crate::stack::{self, Container};
 use crate::store::{ErrorKind, ObjectStore};
 
@@ -129,16 +129,20 @@ impl Lease {
         let client = there.client.as_ref();
         let before = Before::find(&**store).await;
         let before = before.map_err(|error| explain::log(volume, &error))?;
-        let news = match client {
-            // The original's, an older program's, or a person's: it does not run out.
-            Some(client) if !before.is_of(&client.0) => {
-                return Err(explained(MetaError::Locked(client.clone())));
-            }
-            client => {
-                let lock = Some(&machine);
-                standing::may_claim(&**store, volume, client, lock, takeover).await?
-            }
+        let lock = Some(&machine);
+        let left = match client {
+            Some(client) if !before.is_of(&client.0) => match before.released_by(&client.0) {
+                Some(claim) => {
+                    let there = (client, claim);
+                    Some(standing::left(&**store, volume, there, lock, takeover).await?)
+                }
+                // The original's, an older program's, or a person's: it does not run out.
+                None => return Err(explained(MetaError::Locked(client.clone()))),
+            },
+            _ => None,
         };
+        let news = standing::may_claim(&**store, volume, client, lock, takeover).await?;
+        let news = news.or(left);
         let mut there = there;
         let (holder, shown) = match &there.client {
             // It stays until nothing of theirs can take effect any more.
@@ -309,8 +313,16 @@ impl Lease {
         let store = &self.container.impatient;
         let failed = |error| explain::log(volume, &error);
         let before = Before::find(&**store).await.map_err(failed)?;
-        let unclean = before.is_unclean() && !self.resumed;
         let host = self.client();
+        if self.resumed
+            && let Some(other) = before.of_another_than(&host)
+        {
+            return Err(failed(LogError::Superseded(Box::new(other.clone()))));
+        }
+        let shown = self.shown.load(Ordering::Acquire);
+        let left = self.there.client.as_ref().filter(|_| !shown);
+        let left = left.is_some_and(|client| before.released_by(&client.0).is_some());
+        let unclean = (before.is_unclean() || left) && !self.resumed;
         let who = Who {
             attach: self.attach,
             host,
@@ -321,27 +333,21 @@ impl Lease {
         let lease = before.claim(Arc::clone(store), &who).await;
         let lease = Arc::new(lease.map_err(failed)?);
         let mut kept = lease.keeper();
-        let alone = async {
-            lease.wait_out(&who).await?;
-            let linger = store.linger();
-            if unclean && !linger.is_zero() {
-                notice(&format!(
-                    "volume {}: waiting {} s for requests of its last holder that may still be on \
-                     their way",
-                    volume.name,
-                    linger.as_secs()
-                ));
-                sleep(linger).await;
-            }
-            Ok(())
+        let waiting = |time: Duration| {
+            notice(&format!(
+                "volume {}: waiting {} s for requests of its last holder that may still be on \
+                 their way",
+                volume.name,
+                time.as_secs()
+            ));
         };
         let alone = tokio::select! {
             biased;
-            alone = alone => alone,
+            alone = wait_out(&lease, &who, unclean, store.linger(), waiting) => alone,
             lost = kept.lost() => Err(lost),
         };
         alone.map_err(failed)?;
-        if let Err(error) = self.lock().await {
+        if let Err(error) = self.lock(&lease).await {
             // Nothing was sent, and nobody need wait for us.
             let _ = lease.release().await;
             return Err(error);
@@ -356,7 +362,7 @@ impl Lease {
 
     /// Has the container's lock show us, in format 1, instead of a holder who has lost the
     /// volume: whoever has no lease respects it.
-    async fn lock(&self) -> Result<()> {
+    async fn lock(&self, lease: &log::lease::Lease) -> Result<()> {
         let Some(holder) = &self.holder else {
             return Ok(());
         };
@@ -368,7 +374,9 @@ impl Lease {
             Some(client) => {
                 let now = meta::read(store).await.map_err(explained)?;
                 match now.client {
-                    Some(other) if other != *client => Err(explained(MetaError::Locked(other))),
+                    Some(other) if other != *client && !lease.is_above(&other.0) => {
+                        Err(explained(MetaError::Locked(other)))
+                    }
                     _ => {
                         self.shown.store(true, Ordering::Release);
                         let shown = meta::show(store, holder, &self.there).await;

@@ -164,7 +164,7 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
     let gauges = [
         (
             "dirty_bytes",
-            "Answered and not durable.",
+            "Answered and not in Swift yet.",
             stats.dirty_bytes,
         ),
         ("cached_bytes", "Clean data in memory.", stats.cached_bytes),
@@ -176,13 +176,13 @@ pub fn text(entry: &Entry, figures: &Figures) -> String {
     page.one(
         "cache_hits_total",
         "counter",
-        "Data that was found in memory.",
+        "Looks into the cache that found data.",
         stats.cache_hits,
     );
     page.one(
         "cache_misses_total",
         "counter",
-        "Data that was not.",
+        "Looks into the cache that found none.",
         stats.cache_misses,
     );
     let sent = "Requests to the store by method and status; status 0: no answer came.";

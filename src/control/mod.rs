@@ -9,7 +9,11 @@
 //!   one dies.
 //! - [`detach`], [`status`]: ask the daemon through its socket in the
 //!   [`registry`].
-//! - [`lease`]: the right to use a volume; [`reload`]: its credentials, read again;
+//! - [`restart`]: it goes on in another program; [`handover`] is the old one's part,
+//!   [`resume`] the new one's.
+//! - [`memory`]: it cannot be made to wait by the kernel that writes to it; [`metrics`]:
+//!   what it tells Prometheus.
+//! - [`lease`]: the right to use a volume, and [`standing`]: who has it; [`reload`]: its credentials, read again;
 //!   [`session`]: an attached device's life.
 //! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.

@@ -13,6 +13,7 @@ use crate::image::log::format::claim::Claim;
 use crate::image::log::journal::replay;
 use crate::image::log::lease::{self, Standing, wait_for};
 use crate::image::meta::{Holder, MetaError};
+use crate::image::objects::lease::released_ago;
 use crate::store::ObjectStore;
 
 /// Refuses a volume that somebody has. `client` is what its container's lock says;
@@ -69,6 +70,39 @@ pub async fn may_claim(
         "volume {name}: {host} did not give it back, and is not heard of any more{}",
         waiting(claim)
     )))
+}
+
+/// Refuses a volume of format 1 whose holder has released `claim` and not taken away the
+/// lock: just now, or he goes on in another program. Later he is taken for dead; what is
+/// worth telling is returned.
+pub async fn left(
+    store: &dyn ObjectStore,
+    volume: &Volume,
+    (client, claim): (&Holder, &Claim),
+    machine: Option<&VolumeLock>,
+    takeover: bool,
+) -> Result<String> {
+    let (name, host) = (&volume.name, host_of(claim).escape_debug());
+    let news = format!("volume {name}: {host} gave it back, and did not unlock it");
+    if takeover || machine.is_some_and(|machine| machine.dead().contains(&claim.attach)) {
+        return Ok(news);
+    }
+    let failed = |error| explain::log(volume, &error);
+    let length = i64::from(claim.lease.unwrap_or(lease::Terms::DEFAULT));
+    match released_ago(store, claim).await.map_err(failed)? {
+        Some(age) if age.seconds >= length => Ok(news),
+        Some(age) => {
+            let ago = age.seconds.max(0);
+            let text = format!(
+                "volume {name}: it is locked by {client}; {host} gave it back {ago} s ago, and is \
+                 about to unlock it, or restarts"
+            );
+            let left = length - ago;
+            let hint = format!("should {host} be dead, it is free in {left} s");
+            Err(Error::new(Exit::InUse, text).hint(hint))
+        }
+        None => Err(explain::meta(volume, &MetaError::Locked(client.clone()))),
+    }
 }
 
 /// The machine that a claim names. In format 1 it names the process, too.

@@ -189,6 +189,7 @@ fn json(shown: &[(State, Entry)]) -> serde_json::Value {
             "cached_bytes": stats.map(|stats| stats.cached_bytes),
             "cache_hits": stats.map(|stats| stats.cache_hits),
             "cache_misses": stats.map(|stats| stats.cache_misses),
+            "lease_seconds": stats.and_then(|stats| stats.lease_seconds),
             "log": stats.and_then(|stats| stats.log),
             "traffic": state.figures().map(|figures| &figures.traffic),
             "requests": state.figures().map(|figures| &figures.requests),

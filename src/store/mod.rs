@@ -49,7 +49,8 @@ pub struct Listed {
 /// Names are UTF-8, 1 to 1024 bytes, without NUL and with no empty, `.` or `..`
 /// part between slashes; anything else is [`ErrorKind::Invalid`], in every
 /// store. Every method may be called from many tasks at once, except that a
-/// caller never has two writes (`put`, `put_new`, `delete`) of one name under way.
+/// caller never has two writes (`put`, `put_new`, `delete`) of one name under way,
+/// unless they store the same.
 ///
 /// A write whose future is dropped may take effect or not, for as long as
 /// [`linger`](ObjectStore::linger) says.
@@ -71,6 +72,13 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// body is never empty: an object is written or deleted, and an empty body
     /// is how some servers show a broken one.
     async fn put(&self, name: &str, body: Bytes) -> Result<(), StoreError>;
+
+    /// Stores the object as [`put`](ObjectStore::put) does, but
+    /// [`settle`](ObjectStore::settle) does not wait for it: nobody reads it any more
+    /// once its writer has ended.
+    async fn put_unawaited(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
+        self.put(name, body).await
+    }
 
     /// Stores the object as [`put`](ObjectStore::put) does, but only if there is no
     /// object of that name. True: this body is stored, and durable. False: nothing
@@ -129,7 +137,8 @@ pub trait ObjectStore: Send + Sync + fmt::Debug {
     /// holds objects [`ErrorKind::Invalid`].
     async fn remove(&self) -> Result<(), StoreError>;
 
-    /// Returns when no earlier request of this store can take effect any more.
+    /// Returns when no earlier request of this store can take effect any more, but for
+    /// those that nobody awaits.
     async fn settle(&self);
 
     /// How long after its sender died a request may still take effect. Zero

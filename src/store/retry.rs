@@ -400,6 +400,12 @@ impl ObjectStore for Retry {
         self.call(call, || self.inner.put(name, body.clone())).await
     }
 
+    async fn put_unawaited(&self, name: &str, body: Bytes) -> Result<(), StoreError> {
+        check::put("", name, &body)?;
+        let call = Call::Write(name, Left::Unawaited(&body));
+        self.call(call, || self.inner.put(name, body.clone())).await
+    }
+
     async fn put_new(&self, name: &str, body: Bytes) -> Result<bool, StoreError> {
         check::put("", name, &body)?;
         let call = Call::Write(name, Left::Body(&body));

@@ -202,7 +202,7 @@ impl SwiftStore {
     /// Asks for the container; there is no error if it is there.
     async fn confirm(&self) -> Result<Certainty, StoreError> {
         self.presence
-            .after_now(|| async {
+            .soon(|| async {
                 let reply = self.head().await?;
                 let policy = reply.headers().get("x-storage-policy");
                 Ok(match policy.is_some_and(|name| name == LEGACY_POLICY) {

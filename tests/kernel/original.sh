@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # A container as the original makes it, by plain HTTP requests, is the device byte
-# for byte; what is written can be read by the original's rules.
+# for byte; what is written can be read by the original's rules. Its lock is respected.
 # needs: swift
 # shellcheck source-path=SCRIPTDIR source=lib.sh
 . "$(dirname "$0")/lib.sh"
 
 object=65536 objects=48
+# shellcheck disable=SC2034
+lease=20s
 volumes swift vol
 
 # The content: some objects are missing, the last one among them, one is there
@@ -104,4 +106,32 @@ contains "$out" 'locked by 10.0.0.7:10811 since 2013-11-30'
 expect 0 swiftnbd unlock vol
 equal Client "$(metadata vol Client)" ''
 equal Last "$(metadata vol Last)" '10.0.0.7:10811@1385853264'
+
+: but not that of a daemon of ours that gave it back, and died before it could unlock it
+# killed_late: as the container is then.
+killed_late() {
+    D=$(swiftnbd attach vol)
+    client=$(metadata vol Client)
+    swiftnbd detach vol
+    http POST vol -H "X-Container-Meta-Swiftnbd-Client: $client"
+}
+killed_late
+expect 0 swiftnbd attach vol
+contains "$err" 'gave it back, and did not unlock it' 'waiting 30 s'
+cmp "$out" "$work/disk"
+swiftnbd detach vol
+second_machine
+killed_late
+# It may be about to, or go on in another program.
+expect 3 there attach vol
+contains "$err" "locked by ${client%@*} since" 'gave it back' 'is free in'
+equal Client "$(metadata vol Client)" "$client"
+attached() { there attach vol >"$work/device" 2>"$work/notice"; }
+wait_for 60 attached
+contains "$(<"$work/notice")" 'did not unlock it'
+cmp "$(<"$work/device")" "$work/disk"
+expect 0 there detach vol
+equal Client "$(metadata vol Client)" ''
+kill "$second"
+wait "$second" || true
 no_processes

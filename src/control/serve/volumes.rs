@@ -136,8 +136,9 @@ impl Volumes {
         }
         lost.iter().for_each(|lost| tracing::error!("{lost}"));
         Err(Error::failed(lost.join("; ")).hint(
-            "requests may still be on their way; when the store works again, a volume of format 2 \
-             can be used at once, one of format 1 after `swiftnbd unlock NAME`",
+            "requests may still be on their way; when the store works again, `swiftnbd serve` or \
+             `swiftnbd attach` takes them up again: here at once, or in format 1 after half a \
+             minute; elsewhere when the lease has run out",
         ))
     }
 
@@ -240,13 +241,22 @@ impl Entry {
     fn lost(&self) -> Option<String> {
         let name = &self.name;
         match self.device() {
-            Some(device) => Some(match device.stats().dirty_bytes {
-                0 => format!("volume {name}: all is durable, but it stays locked"),
-                dirty => format!(
-                    "volume {name}: {} were not durable and are lost; it stays locked",
-                    format_size(dirty)
-                ),
-            }),
+            Some(device) => {
+                let stats = device.stats();
+                let journal = stats.log.and_then(|log| log.journal);
+                let journaled = journal.is_some_and(|journal| journal.relied_on);
+                Some(match (stats.dirty_bytes, journaled) {
+                    (0, _) => format!("volume {name}: all is durable, but it stays locked"),
+                    (dirty, true) => format!(
+                        "volume {name}: {} are in the journal only; it stays locked",
+                        format_size(dirty)
+                    ),
+                    (dirty, false) => format!(
+                        "volume {name}: {} were not durable and are lost; it stays locked",
+                        format_size(dirty)
+                    ),
+                })
+            }
             // Somebody leases it, or cannot unlock it.
             None if self.open.try_lock().is_err() => Some(format!(
                 "volume {name}: it was being leased or unlocked; it may stay locked"

@@ -78,8 +78,9 @@ use crate::store::{Age, ErrorKind, ObjectStore, StoreError};
 /// The most by which the clocks of a store's proxies may differ.
 const SKEW: Duration = crate::store::swift::CLOCK_SKEW;
 
-/// So many renewals may wait for their answers at a time.
-const AT_ONCE: usize = 4;
+/// So many renewals may wait for their answers at a time: those of the shortest lease for
+/// as long as a request is waited for.
+const AT_ONCE: usize = 16;
 
 /// A clock of this machine that counts the time in which it was suspended.
 pub trait Clock: Send + Sync + std::fmt::Debug {
@@ -224,8 +225,8 @@ pub async fn standing(store: &dyn ObjectStore) -> Result<Standing, LogError> {
     })
 }
 
-/// Watches whether the owner renews, for as long as it would have done so twice. False:
-/// nothing changed.
+/// Watches whether the owner renews, for as long as it would have done so twice; or once,
+/// by a proxy whose clock is behind that of the last one. False: nothing changed.
 pub async fn is_renewed(store: &dyn ObjectStore, seen: &Standing) -> Result<bool, LogError> {
     let Standing::Claimed {
         claim,
@@ -238,9 +239,10 @@ pub async fn is_renewed(store: &dyn ObjectStore, seen: &Standing) -> Result<bool
     let Some(seconds) = claim.lease else {
         return Ok(false);
     };
-    let step = Duration::from_secs(seconds.into()) / 6;
+    let length = Duration::from_secs(seconds.into());
+    let watch = (length * 2 / 3).max(length / 3 + SKEW + Duration::from_secs(1));
     for _ in 0..4 {
-        sleep(step).await;
+        sleep(watch / 4).await;
         match standing(store).await? {
             Standing::Free => return Ok(false),
             Standing::Claimed {
@@ -441,11 +443,12 @@ impl Lease {
         })
     }
 
-    /// Waits until nobody else can have a lease, and has our own begin.
+    /// Waits until nobody else can have a lease, and has our own begin. Returns for how
+    /// long there was somebody to wait for.
     ///
     /// # Errors
     /// [`LogError::Superseded`]: somebody else has claimed the volume since.
-    pub async fn wait_out(&self, who: &Who) -> Result<(), LogError> {
+    pub async fn wait_out(&self, who: &Who) -> Result<Duration, LogError> {
         let wait = wait_above(&*self.store, &self.below, &who.dead, who.terms.seconds()).await?;
         if !wait.is_zero() {
             let seconds = wait.as_secs();
@@ -453,7 +456,14 @@ impl Lease {
             sleep(wait).await;
         }
         recovery::is_ours(&*self.store, self.epoch, who).await?;
-        self.look().await
+        self.look().await?;
+        Ok(wait)
+    }
+
+    /// Whether a claim that counted before ours was of this host, who has lost the volume.
+    pub fn is_above(&self, host: &str) -> bool {
+        let mut below = self.below.iter().flatten();
+        below.any(|claim| claim.host == host)
     }
 
     /// The epoch whose lease it is.
@@ -538,9 +548,13 @@ impl Lease {
         Ok(())
     }
 
-    /// Says that we are alive, and looks.
-    async fn renew(&self) -> Result<(), LogError> {
+    /// Says that we are alive, and looks. Returns when it began as well, by our clock.
+    async fn renew(&self) -> (Duration, Result<(), LogError>) {
         let before = self.clock.now();
+        (before, self.renew_from(before).await)
+    }
+
+    async fn renew_from(&self, before: Duration) -> Result<(), LogError> {
         let name = names::lease(self.epoch);
         // While an earlier one may still take effect, this one says the same: another one
         // would have to wait, and the lease could run out meanwhile.
@@ -557,7 +571,8 @@ impl Lease {
             count,
         };
         let body = renewal.encode(self.volume, &name);
-        match self.store.put(&name, body).await {
+        // Whoever ends need not wait for it: the release, or the next claim, hides it.
+        match self.store.put_unawaited(&name, body).await {
             // A later one is there already, by another proxy's clock.
             Err(error) if error.kind == ErrorKind::Superseded => {}
             other => other?,
@@ -580,6 +595,7 @@ impl Lease {
     /// for the one before it, which may be on a connection that is dead.
     pub async fn keep(&self) -> LogError {
         let mut failed_since = None;
+        let mut last_renewed = Duration::ZERO;
         let mut under_way = FuturesUnordered::new();
         loop {
             under_way.push(self.renew());
@@ -588,13 +604,16 @@ impl Lease {
                 let full = under_way.len() >= AT_ONCE;
                 tokio::select! {
                     biased;
-                    Some(renewed) = under_way.next() => match renewed {
+                    Some((began, renewed)) = under_way.next() => match renewed {
                         Ok(()) => {
+                            last_renewed = last_renewed.max(began);
                             if let Some(since) = failed_since.take() {
                                 let seconds = self.clock.now().saturating_sub(since).as_secs();
                                 tracing::warn!("the lease is renewed again, after {seconds} s");
                             }
                         }
+                        // One after it was answered.
+                        Err(LogError::Store(_)) if began < last_renewed => {}
                         Err(LogError::Store(error)) => {
                             self.cannot_renew(&error, &mut failed_since);
                             next = next.min(Instant::now() + self.terms.between() / 4);

@@ -7,22 +7,28 @@
 //! owner. But objects are overwritten in place here, and no stop keeps a late writer from
 //! it. So time has to:
 //!
-//! - No write is sent, nor any further byte of it, unless the lease lasts at that moment;
-//!   one that is under way when the lease ends is given up.
+//! - No write is begun unless the lease lasts at that moment; one that is under way when
+//!   the lease ends is given up.
 //! - Whoever wants the volume waits for the lease of every claim since the last one that
 //!   was released; then, unless none was found, for as long as a request may live that
-//!   nobody waits for any more. Only then it reads anything.
-//! - A claim is released after all of its owner's requests have ended.
+//!   nobody waits for any more; and, if some owner may still run, for no less than
+//!   [`HALF_SENT`] in all. Only then it reads anything.
+//! - A claim is released after all of its owner's writes to the device's objects have
+//!   ended; then the lock is taken away.
 //!
 //! | sequence of events | what closes it |
 //! |---|---|
 //! | the holder is frozen or cut off, another takes the volume over, the first one goes on | its lease has ended; the first thing that it may do is to look, and it finds the claim |
-//! | it was frozen when a write was half sent | the rest is never sent, for each part asks whether the lease lasts, and half a body is stored nowhere |
+//! | it was frozen when a write was half sent, and sends the rest when it goes on: what has reached the buffers of a connection asks nobody | Swift does not wait for the rest for as long as the next owner has waited |
 //! | its last write sits in a proxy while the next owner begins | that one has waited as long as a request can live |
 //! | its last write sits in its own kernel, whose network is cut | the kernel gives up a connection on which nothing was acknowledged for longer than a request may live |
+//! | its network lets so little through that its kernel neither gets a write delivered nor may give it up, for longer than that | nothing |
 //! | a daemon dies and is started again on the same machine | its lease is not waited for, its requests are |
 //! | a candidate dies while it waits | its claim was not released, so the one before it counts as well |
 //! | two claim at once | the higher one goes on; the lower one sees it and withdraws |
+//! | a daemon dies between its lock and its claim | nothing: it looks like one of the original's, and a person has to take it away |
+//! | a daemon dies between its release and the end of its lock, or while it is restarted | the lock is of whom released last: it counts no more than a lease after that, and then as one whose requests are waited for |
+//! | somebody else has the volume when a restarted daemon goes on | it finds his claim, or his lock, and fails |
 //! | something on the way to Swift has a whole request and passes it on when it has lived longer than that | nothing: see [`REQUEST_LIFETIME`](crate::store::swift::REQUEST_LIFETIME) |
 //! | the process stands still between the look at the clock and the system call that sends | nothing: a process that is stopped there for longer than all of this, and then goes on, writes over what the next owner wrote. The time between the two is some microseconds |
 
@@ -39,8 +45,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use super::Objects;
-use crate::image::log::format::VolumeId;
 use crate::image::log::format::claim::Claim;
+use crate::image::log::format::{VolumeId, names};
 use crate::image::log::lease::{self, Keeper, Lease};
 use crate::image::log::{LogError, Who, recovery};
 use crate::image::vital::vital;
@@ -52,6 +58,9 @@ use crate::store::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError};
 const VOLUME: VolumeId = VolumeId(*b"swiftnbd format1");
 /// How long a word to the next program may take.
 const RELEASE_WITHIN: Duration = Duration::from_secs(2);
+/// For so long Swift waits for the rest of a body whose sender has stopped (its
+/// `client_timeout`, 60 s), and a margin.
+pub const HALF_SENT: Duration = Duration::from_secs(65);
 /// Claims that are looked at.
 const MOST: u32 = 64;
 
@@ -61,6 +70,8 @@ pub struct Before {
     highest: u32,
     /// Ascending; `None`: it cannot be found right now.
     claims: Vec<Option<Claim>>,
+    /// That one.
+    released: Option<Claim>,
 }
 
 impl Before {
@@ -68,24 +79,43 @@ impl Before {
     pub async fn find(store: &dyn ObjectStore) -> Result<Before, LogError> {
         let highest = recovery::highest_epoch(store).await?;
         let mut claims = Vec::new();
+        let mut last = None;
         for epoch in (1..=highest).rev().take(MOST as usize) {
             let claim = recovery::claims(store, epoch..epoch + 1).await?.pop();
             let claim = claim.flatten();
             if let Some(claim) = &claim
                 && lease::released(store, claim).await?
             {
+                last = Some(claim.clone());
                 break;
             }
             claims.push(claim);
         }
         claims.reverse();
-        Ok(Before { highest, claims })
+        Ok(Before {
+            highest,
+            claims,
+            released: last,
+        })
     }
 
     /// Whether one of them is of whom the lock shows.
     pub fn is_of(&self, client: &str) -> bool {
         let mut claims = self.claims.iter().flatten();
         claims.any(|claim| claim.host == client)
+    }
+
+    /// The claim that was released last, if it is of whom the lock shows: he has died
+    /// before he could take it away, or is about to, or goes on in another program.
+    pub fn released_by(&self, client: &str) -> Option<&Claim> {
+        let released = self.released.as_ref();
+        released.filter(|claim| claim.host == client)
+    }
+
+    /// A claim since then that is not of whom the lock shows.
+    pub fn of_another_than(&self, client: &str) -> Option<&Claim> {
+        let mut claims = self.claims.iter().flatten();
+        claims.find(|claim| claim.host != client)
     }
 
     /// Whether somebody did not end in good order.
@@ -97,6 +127,41 @@ impl Before {
     pub async fn claim(self, store: Arc<dyn ObjectStore>, who: &Who) -> Result<Lease, LogError> {
         Lease::claim(store, VOLUME, self.highest, self.claims, who, 0).await
     }
+}
+
+/// How long ago this claim was released; `None` where the store has no clock.
+pub async fn released_ago(store: &dyn ObjectStore, claim: &Claim) -> Result<Option<Age>, LogError> {
+    Ok(store.age(&names::released(claim.epoch)).await?)
+}
+
+/// Waits, after the claim, until nothing of an earlier holder can take effect any more.
+/// `unclean`: one did not end in good order. `notice` is told of a wait for requests.
+///
+/// # Errors
+/// [`LogError::Superseded`]: somebody else has claimed the volume since.
+pub async fn wait_out(
+    lease: &Lease,
+    who: &Who,
+    unclean: bool,
+    linger: Duration,
+    notice: impl Fn(Duration),
+) -> Result<(), LogError> {
+    let waited = lease.wait_out(who).await?;
+    // Somebody may have come between our look and our claim.
+    let unclean = unclean || !waited.is_zero();
+    if !unclean || linger.is_zero() {
+        return Ok(());
+    }
+    // Nobody was waited for where all are dead: what they had half sent has ended with
+    // them.
+    let half_sent = match waited.is_zero() {
+        true => Duration::ZERO,
+        false => HALF_SENT.saturating_sub(waited),
+    };
+    let rest = linger.max(half_sent);
+    notice(rest);
+    sleep(rest).await;
+    Ok(())
 }
 
 /// A lease, and whether it is lost.
@@ -162,7 +227,7 @@ impl Gate {
             error.lingers = self.inner.linger();
             error
         };
-        // Each time before anything of it can be sent.
+        // What a connection has of it already, it sends.
         let mut while_it_lasts = pin!(poll_fn(|context| match lease.left().is_zero() {
             true => Poll::Ready(Err(ended())),
             false => write.as_mut().poll(context),
@@ -363,8 +428,8 @@ impl Image for Leased {
         let handed = self.ours(self.objects.hand_over(patience)).await?;
         if handed {
             self.keeper.abort();
-            // The lock in the metadata stays, and keeps others out. If this cannot be said,
-            // the one that goes on finds that we are dead.
+            // The lock in the metadata stays, and keeps others out for a while. If this
+            // cannot be said, the one that goes on finds that we are dead.
             let _ = timeout(RELEASE_WITHIN, self.tenure.lease.release()).await;
         }
         Ok(handed)

@@ -23,6 +23,8 @@ const MAX_NAMES: usize = 65_536;
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Left<'a> {
     Body(&'a Bytes),
+    /// The same, and nobody waits for it at the end.
+    Unawaited(&'a Bytes),
     Nothing,
     /// No other write is taken for the same.
     Something,
@@ -33,10 +35,14 @@ impl Left<'_> {
     fn print(self) -> Option<u64> {
         let hash = BuildHasherDefault::<DefaultHasher>::default();
         match self {
-            Left::Body(body) => Some(hash.hash_one(body)),
+            Left::Body(body) | Left::Unawaited(body) => Some(hash.hash_one(body)),
             Left::Nothing => Some(0),
             Left::Something => None,
         }
+    }
+
+    fn is_awaited(self) -> bool {
+        !matches!(self, Left::Unawaited(_))
     }
 }
 
@@ -52,6 +58,7 @@ struct State {
     names: HashMap<String, Lingering>,
     /// What did not fit above: for all names.
     everyone: Option<Instant>,
+    /// Those that are awaited.
     under_way: usize,
     /// Look for names that are done when there are this many.
     prune_at: usize,
@@ -63,6 +70,8 @@ struct Lingering {
     until: Instant,
     /// Of what all of them leave; `None` if that is not one thing.
     print: Option<u64>,
+    /// Some of them are awaited.
+    awaited: bool,
 }
 
 impl Quarantine {
@@ -74,7 +83,7 @@ impl Quarantine {
         left: Left<'a>,
         linger: Duration,
     ) -> UnderWay<'a> {
-        self.lock().under_way += 1;
+        self.lock().under_way += usize::from(left.is_awaited());
         UnderWay {
             quarantine: self,
             name,
@@ -104,7 +113,8 @@ impl Quarantine {
         })
     }
 
-    /// Returns when no earlier write of any name can take effect any more.
+    /// Returns when no earlier write of any name can take effect any more, of those that
+    /// are awaited.
     pub(super) async fn settled(&self) {
         loop {
             let ended = self.ended.notified();
@@ -145,11 +155,12 @@ impl Quarantine {
 
 impl State {
     fn last(&self) -> Option<Instant> {
-        let names = self.names.values().map(|name| name.until);
-        names.max().max(self.everyone)
+        let awaited = self.names.values().filter(|name| name.awaited);
+        awaited.map(|name| name.until).max().max(self.everyone)
     }
 
-    fn add(&mut self, name: &str, until: Instant, print: Option<u64>) {
+    fn add(&mut self, name: &str, new: Lingering) {
+        let until = new.until;
         let now = Instant::now();
         if self.names.len() >= self.prune_at {
             self.names.retain(|_, name| name.until > now);
@@ -159,13 +170,13 @@ impl State {
             self.everyone = self.everyone.max(Some(until));
             return;
         }
-        let new = Lingering { until, print };
         let known = self.names.entry(name.to_owned()).or_insert(new);
         if known.until <= now {
             *known = new;
         }
         known.until = until.max(known.until);
-        known.print = known.print.filter(|known| Some(*known) == print);
+        known.print = known.print.filter(|known| Some(*known) == new.print);
+        known.awaited |= new.awaited;
     }
 }
 
@@ -191,10 +202,16 @@ impl Drop for UnderWay<'_> {
         let lingers = !self.linger.is_zero();
         // A hash of the body, which takes its time: only where it is needed.
         let print = if lingers { self.left.print() } else { None };
+        let awaited = self.left.is_awaited();
         let mut state = self.quarantine.lock();
-        state.under_way -= 1;
+        state.under_way -= usize::from(awaited);
         if lingers {
-            state.add(self.name, Instant::now() + self.linger, print);
+            let new = Lingering {
+                until: Instant::now() + self.linger,
+                print,
+                awaited,
+            };
+            state.add(self.name, new);
         }
         drop(state);
         self.quarantine.ended.notify_waiters();
@@ -221,6 +238,22 @@ mod tests {
         drop(quarantine.begin("new", Left::Nothing, LIFE));
         assert_eq!(quarantine.lock().names.len(), 1);
         assert_eq!(quarantine.left("other"), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_waits_for_what_is_awaited() {
+        let (quarantine, body) = (Quarantine::default(), Bytes::from("a"));
+        let began = Instant::now();
+        let under_way = quarantine.begin("n", Left::Unawaited(&body), LIFE);
+        quarantine.settled().await;
+        drop(under_way);
+        quarantine.settled().await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(quarantine.left("n"), LIFE, "but it may take effect");
+        drop(quarantine.begin("n", Left::Body(&body), LIFE));
+        drop(quarantine.begin("n", Left::Unawaited(&body), LIFE));
+        quarantine.settled().await;
+        assert_eq!(began.elapsed(), LIFE);
     }
 
     #[tokio::test(start_paused = true)]

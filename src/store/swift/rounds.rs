@@ -1,14 +1,19 @@
-//! One operation at a time, its result shared by all who asked before it began.
+//! One operation at a time, its result shared by all who asked before it began. One that
+//! takes long, on a connection that is dead, holds nobody up.
 //!
 //! Knows: order. Does not know: what the operation is.
 
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::{Duration, timeout};
+
+/// Whoever has waited so long for the rounds of others runs one that is only its own.
+const LONG: Duration = Duration::from_secs(3);
 
 /// Rounds of one operation, numbered from 1. However many tasks ask, one round
-/// runs at a time, and none waits for more than two.
+/// runs at a time, and none waits for more than two, or for long.
 #[derive(Debug)]
 pub(super) struct Rounds<T> {
     begun: AtomicU64,
@@ -32,7 +37,32 @@ impl<T: Clone> Rounds<T> {
         F: Future<Output = T>,
     {
         let wanted = self.begun.load(Ordering::SeqCst) + 1;
-        let mut ended = self.ended.lock().await;
+        let ended = self.ended.lock().await;
+        self.round(wanted, ended, run).await
+    }
+
+    /// The same, but whoever would have to wait for long does it by itself, beside the
+    /// others.
+    pub(super) async fn soon<F>(&self, run: impl FnOnce() -> F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        let wanted = self.begun.load(Ordering::SeqCst) + 1;
+        match timeout(LONG, self.ended.lock()).await {
+            Ok(ended) => self.round(wanted, ended, run).await,
+            Err(_) => run().await,
+        }
+    }
+
+    async fn round<F>(
+        &self,
+        wanted: u64,
+        mut ended: MutexGuard<'_, (u64, Option<T>)>,
+        run: impl FnOnce() -> F,
+    ) -> T
+    where
+        F: Future<Output = T>,
+    {
         if let (number, Some(result)) = &*ended
             && *number >= wanted
         {
@@ -74,5 +104,22 @@ mod tests {
         for task in later {
             assert_eq!(task.await.unwrap(), 2);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_hangs_holds_nobody_up() {
+        let rounds = Arc::new(Rounds::new());
+        let hanging = rounds.clone();
+        let hanging = tokio::spawn(async move {
+            let slow = || async { tokio::time::sleep(10 * LONG).await };
+            hanging.soon(slow).await;
+        });
+        tokio::task::yield_now().await;
+        let began = tokio::time::Instant::now();
+        rounds.soon(|| async {}).await;
+        assert_eq!(began.elapsed(), LONG);
+        assert!(!hanging.is_finished());
+        rounds.after_now(|| async {}).await;
+        assert_eq!(began.elapsed(), 10 * LONG, "this one may take its time");
     }
 }
