@@ -1,5 +1,5 @@
-//! One operation at a time, its result shared by all who asked before it began. One that
-//! takes long, on a connection that is dead, holds nobody up.
+//! One operation at a time, its result shared by all who asked before it began. Whoever
+//! may not be held up by one that takes long, on a connection that is dead, does it beside.
 //!
 //! Knows: order. Does not know: what the operation is.
 
@@ -13,7 +13,7 @@ use tokio::time::{Duration, timeout};
 const LONG: Duration = Duration::from_secs(3);
 
 /// Rounds of one operation, numbered from 1. However many tasks ask, one round
-/// runs at a time, and none waits for more than two, or for long.
+/// runs at a time, and none waits for more than two.
 #[derive(Debug)]
 pub(super) struct Rounds<T> {
     begun: AtomicU64,
