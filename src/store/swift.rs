@@ -63,7 +63,7 @@ use reqwest::{Method, Response};
 pub use self::auth::Account;
 pub use self::http::Timeouts;
 use self::request::Request;
-use self::rounds::Rounds;
+use self::rounds::Lanes;
 use super::{Age, ErrorKind, Listed, Metadata, ObjectStore, StoreError, check};
 use crate::credentials::Credentials;
 use crate::metrics::{RequestCount, Requests};
@@ -91,7 +91,7 @@ pub struct SwiftStore {
     max_object: u64,
     /// Whether the container is there, and whether a 404 for an object in it
     /// was looked for in the right place.
-    presence: Arc<Rounds<Result<Certainty, StoreError>>>,
+    presence: Arc<Lanes<Result<Certainty, StoreError>>>,
     /// Whether this Swift was seen not to know bulk deletes.
     no_bulk: Arc<AtomicBool>,
     /// The latest Date of all answers, in seconds since 1970; 0: none came yet.
@@ -148,7 +148,7 @@ impl SwiftStore {
             pin: Arc::default(),
             container: container.into(),
             max_object,
-            presence: Arc::new(Rounds::new()),
+            presence: Arc::new(Lanes::new()),
             no_bulk: Arc::default(),
             time: Arc::default(),
             sent: Arc::default(),
@@ -202,7 +202,7 @@ impl SwiftStore {
     /// Asks for the container; there is no error if it is there.
     async fn confirm(&self) -> Result<Certainty, StoreError> {
         self.presence
-            .soon(|| async {
+            .after_now(|| async {
                 let reply = self.head().await?;
                 let policy = reply.headers().get("x-storage-policy");
                 Ok(match policy.is_some_and(|name| name == LEGACY_POLICY) {

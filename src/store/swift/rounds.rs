@@ -1,16 +1,23 @@
-//! One operation at a time, its result shared by all who asked before it began. Whoever
-//! may not be held up by one that takes long, on a connection that is dead, does it beside.
+//! One operation at a time, its result shared by all who asked before it began. Where
+//! nobody may be held up by one that takes long, on a connection that is dead, a few run
+//! beside each other.
 //!
 //! Knows: order. Does not know: what the operation is.
 
+use std::array;
 use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures_util::future::select_all;
 use tokio::sync::{Mutex, MutexGuard};
-use tokio::time::{Duration, timeout};
+use tokio::time::{Duration, sleep};
 
-/// Whoever has waited so long for the rounds of others runs one that is only its own.
+/// Whoever has waited so long in one lane waits in the next one, too.
 const LONG: Duration = Duration::from_secs(3);
+
+/// How many rounds may run beside each other. Where everything is slow each of them makes
+/// it slower, however many wait.
+const LANES: usize = 3;
 
 /// Rounds of one operation, numbered from 1. However many tasks ask, one round
 /// runs at a time, and none waits for more than two.
@@ -36,22 +43,14 @@ impl<T: Clone> Rounds<T> {
     where
         F: Future<Output = T>,
     {
-        let wanted = self.begun.load(Ordering::SeqCst) + 1;
+        let wanted = self.next();
         let ended = self.ended.lock().await;
         self.round(wanted, ended, run).await
     }
 
-    /// The same, but whoever would have to wait for long does it by itself, beside the
-    /// others.
-    pub(super) async fn soon<F>(&self, run: impl FnOnce() -> F) -> T
-    where
-        F: Future<Output = T>,
-    {
-        let wanted = self.begun.load(Ordering::SeqCst) + 1;
-        match timeout(LONG, self.ended.lock()).await {
-            Ok(ended) => self.round(wanted, ended, run).await,
-            Err(_) => run().await,
-        }
+    /// The first round that will have begun after this call.
+    fn next(&self) -> u64 {
+        self.begun.load(Ordering::SeqCst) + 1
     }
 
     async fn round<F>(
@@ -72,6 +71,42 @@ impl<T: Clone> Rounds<T> {
         let result = run().await;
         *ended = (number, Some(result.clone()));
         result
+    }
+}
+
+/// Rounds of one operation in lanes: whoever would have to wait for long in one of them
+/// waits in the next one, too, and so do all others, for one round together.
+#[derive(Debug)]
+pub(super) struct Lanes<T> {
+    lanes: [Rounds<T>; LANES],
+}
+
+impl<T: Clone> Lanes<T> {
+    pub(super) fn new() -> Lanes<T> {
+        Lanes {
+            lanes: array::from_fn(|_| Rounds::new()),
+        }
+    }
+
+    /// The result of a round that began after this call, as `Rounds::after_now`, of the
+    /// lane in which there is one first.
+    pub(super) async fn after_now<F>(&self, run: impl FnOnce() -> F) -> T
+    where
+        F: Future<Output = T>,
+    {
+        let waits = self.lanes.iter().zip(0..).map(|(lane, before)| {
+            let wanted = lane.next();
+            Box::pin(async move {
+                if before > 0 {
+                    sleep(before * LONG).await;
+                }
+                (lane, wanted, lane.ended.lock().await)
+            })
+        });
+        let ((lane, wanted, ended), _, others) = select_all(waits).await;
+        // Nobody who runs a round stands in another lane's queue.
+        drop(others);
+        lane.round(wanted, ended, run).await
     }
 }
 
@@ -106,20 +141,50 @@ mod tests {
         }
     }
 
+    /// Asks, in a round that takes so long; says when it is answered, and counts rounds.
+    async fn ask(lanes: Arc<Lanes<u64>>, count: Arc<AtomicU64>, takes: Duration) {
+        let number = count.clone();
+        let run = || async move {
+            let number = number.fetch_add(1, Ordering::SeqCst) + 1;
+            tokio::time::sleep(takes).await;
+            number
+        };
+        lanes.after_now(run).await;
+    }
+
     #[tokio::test(start_paused = true)]
     async fn one_that_hangs_holds_nobody_up() {
-        let rounds = Arc::new(Rounds::new());
-        let hanging = rounds.clone();
-        let hanging = tokio::spawn(async move {
-            let slow = || async { tokio::time::sleep(10 * LONG).await };
-            hanging.soon(slow).await;
-        });
+        let (lanes, count) = (Arc::new(Lanes::new()), Arc::new(AtomicU64::new(0)));
+        let ask = |takes| ask(lanes.clone(), count.clone(), takes);
+        let hanging = tokio::spawn(ask(100 * LONG));
         tokio::task::yield_now().await;
         let began = tokio::time::Instant::now();
-        rounds.soon(|| async {}).await;
+        ask(Duration::ZERO).await;
         assert_eq!(began.elapsed(), LONG);
-        assert!(!hanging.is_finished());
-        rounds.after_now(|| async {}).await;
-        assert_eq!(began.elapsed(), 10 * LONG, "this one may take its time");
+        // A second one that hangs, in the second lane.
+        let second = tokio::spawn(ask(100 * LONG));
+        tokio::time::sleep(LONG + Duration::from_secs(1)).await;
+        let began = tokio::time::Instant::now();
+        ask(Duration::ZERO).await;
+        assert_eq!(began.elapsed(), 2 * LONG);
+        assert!(!hanging.is_finished() && !second.is_finished());
+    }
+
+    /// A crowd does not make what is slow slower.
+    #[tokio::test(start_paused = true)]
+    async fn those_who_wait_for_long_share_a_round_too() {
+        let (lanes, count) = (Arc::new(Lanes::new()), Arc::new(AtomicU64::new(0)));
+        let ask = || tokio::spawn(ask(lanes.clone(), count.clone(), 2 * LONG));
+        let began = tokio::time::Instant::now();
+        let first = ask();
+        tokio::task::yield_now().await;
+        let crowd: Vec<_> = (0..100).map(|_| ask()).collect();
+        first.await.unwrap();
+        for task in crowd {
+            task.await.unwrap();
+        }
+        let rounds = count.load(Ordering::SeqCst);
+        assert!(rounds <= LANES as u64 + 1, "{rounds} rounds");
+        assert!(began.elapsed() <= 4 * LONG, "{:?}", began.elapsed());
     }
 }
