@@ -14,8 +14,7 @@
 //! - [`memory`]: it cannot be made to wait by the kernel that writes to it; [`metrics`]:
 //!   what it tells Prometheus.
 //! - [`lease`]: the right to use a volume, and [`standing`]: who has it; [`reload`]: its
-//!   credentials, read again;
-//!   [`session`]: an attached device's life.
+//!   credentials, read again; [`session`]: an attached device's life.
 //! - [`original`]: the original's programs, by all of these.
 //! - [`serve`] serves volumes over NBD, on a TCP address or a socket file.
 //! - [`setup`], and [`volumes`]: list, lock, unlock: they touch containers only. So do
